@@ -1,0 +1,1 @@
+"""mplan: a memory planner and kernel generator for PyTorch."""

@@ -15,5 +15,4 @@ class Code:
     text: str
 
 
-CODES: dict[str, Code] = {
-}
+CODES: dict[str, Code] = {}

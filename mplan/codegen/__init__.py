@@ -1,0 +1,1 @@
+"""Code generators: C for microcontrollers, Triton for GPUs."""

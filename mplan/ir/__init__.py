@@ -1,0 +1,1 @@
+"""The intermediate representation: graphs, plans, their text form and their checks."""

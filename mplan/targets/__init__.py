@@ -1,0 +1,1 @@
+"""Targets: a chip or GPU is a TOML file."""

@@ -1,0 +1,266 @@
+"""The memory-planning problem, the plan that answers it, and the plan's certificates.
+
+A ``Problem`` says what must be decided: buffers (bytes with a half-open lifetime), steps (operators
+that touch buffers, in captured order) with their precedence, and regions (memories). A ``Plan``
+decides it: an order of the steps and, for each buffer, a region and an offset over an interval of
+steps. Times are positions in the *plan's* order, so ``[start, end)`` of a buffer touched first at
+position 2 and last at position 4 is ``[2, 5)``.
+
+A problem without steps (the MiniMalloc CSV format) has fixed lifetimes instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+Status = Literal["optimal", "feasible", "infeasible"]
+BufferKind = Literal["input", "weight", "intermediate", "output", "scratch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A memory. ``capacity_bytes`` None means unlimited; ``alignment`` holds for every buffer in it.
+
+    Steps can touch buffers only in an ``addressable`` region; others (host memory, external flash)
+    hold spilled copies.
+    """
+
+    name: str
+    capacity_bytes: int | None = None
+    alignment: int = 1
+    kind: str = "dram"
+    addressable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Bytes that must be placed.
+
+    ``regions`` are the regions in which it may be touched, best first. ``live_in`` buffers hold data
+    before the first step, ``live_out`` ones must survive the last. ``lifetime`` fixes the half-open
+    interval (problems without steps), ``offset`` the address. ``shape``, ``dtype`` and ``where`` are
+    for people and stay out of the digest.
+    """
+
+    name: str
+    size_bytes: int
+    regions: tuple[str, ...]
+    alignment: int = 1
+    kind: BufferKind = "intermediate"
+    live_in: bool = False
+    live_out: bool = False
+    lifetime: tuple[int, int] | None = None
+    offset: int | None = None
+    shape: str = ""
+    dtype: str = ""
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An operator: the buffers it reads and writes (indices) and the steps it must follow.
+
+    ``after`` is complete: data flow as well as the order that mutation imposes.
+    """
+
+    name: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    after: tuple[int, ...] = ()
+    kind: str = ""
+    where: str = ""
+
+    @property
+    def touches(self) -> frozenset[int]:
+        """The buffers that must be addressable while the step runs."""
+        return frozenset(self.reads) | frozenset(self.writes)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Buffers, regions and steps; ``steps`` stand in captured order, a valid topological order."""
+
+    name: str
+    regions: tuple[Region, ...]
+    buffers: tuple[Buffer, ...]
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def horizon(self) -> int:
+        """The number of positions: of the steps, or the last end of the fixed lifetimes."""
+        if self.steps:
+            return len(self.steps)
+        return max((b.lifetime[1] for b in self.buffers if b.lifetime), default=0)
+
+    def region(self, name: str) -> Region:
+        """The region called ``name``; KeyError if there is none."""
+        for region in self.regions:
+            if region.name == name:
+                return region
+        raise KeyError(name)
+
+    def lifetimes(self, order: Iterable[int]) -> tuple[tuple[int, int], ...]:
+        """The half-open lifetime of each buffer when the steps run in ``order``.
+
+        A buffer that no step touches and that is not ``live_in`` has the empty lifetime (0, 0).
+        """
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for position, index in enumerate(order):
+            for buffer in self.steps[index].touches:
+                first.setdefault(buffer, position)
+                last[buffer] = position
+        spans = []
+        for i, b in enumerate(self.buffers):
+            if b.lifetime is not None:
+                spans.append(b.lifetime)
+                continue
+            start = 0 if b.live_in else first.get(i, 0)
+            end = last[i] + 1 if i in last else (1 if b.live_in and self.steps else 0)
+            spans.append((start, self.horizon if b.live_out else end))
+        return tuple(spans)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical content; names, shapes and places do not count."""
+        canonical = {
+            "regions": [[r.name, r.capacity_bytes, r.alignment, r.addressable] for r in self.regions],
+            "buffers": [
+                [b.size_bytes, b.regions, b.alignment, b.live_in, b.live_out, b.lifetime, b.offset]
+                for b in self.buffers
+            ],
+            "steps": [[sorted(s.reads), sorted(s.writes), sorted(s.after)] for s in self.steps],
+        }
+        return _sha256(canonical)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Buffer ``buffer`` (an index) lies at ``offset`` of ``region`` during ``[start, end)``."""
+
+    buffer: int
+    region: str
+    offset: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Just before position ``step``, the bytes of ``buffer`` are copied between two regions."""
+
+    step: int
+    buffer: int
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What is known about one decision.
+
+    ``subject`` is ``schedule:REGION`` (peak live bytes over orders) or ``allocate:REGION`` (height of
+    the arena at the plan's order). ``bound_kind`` names the argument: ``live`` (buffers live together
+    at the position ``witness[0]``), ``working_set`` (bytes that the step ``witness[0]`` needs in any
+    order), ``exhaustive`` (search space exhausted) or a solver's own name.
+    """
+
+    subject: str
+    value_bytes: int
+    lower_bound_bytes: int
+    bound_kind: str
+    status: Status
+    solver: str
+    seed: int = 0
+    seconds: float = 0.0
+    witness: tuple[int, ...] = ()
+
+    @property
+    def gap(self) -> float:
+        """``value / bound - 1``; 0 means proven optimal."""
+        if self.value_bytes == self.lower_bound_bytes:
+            return 0.0
+        return self.value_bytes / self.lower_bound_bytes - 1 if self.lower_bound_bytes else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer: an order of the steps, placements, transfers, the height of each region.
+
+    ``problem`` is the digest of the problem that it answers. ``order[p]`` is the index of the step
+    at position p. ``peaks`` are the bytes of each region that the plan occupies (highest end
+    address), by region name.
+    """
+
+    problem: str
+    order: tuple[int, ...]
+    placements: tuple[Placement, ...]
+    transfers: tuple[Transfer, ...] = ()
+    peaks: tuple[tuple[str, int], ...] = ()
+    certificates: tuple[Certificate, ...] = field(default=())
+
+    def peak_bytes(self, region: str) -> int:
+        """The height of ``region``; 0 if nothing lies there."""
+        return dict(self.peaks).get(region, 0)
+
+    def certificate(self, subject: str) -> Certificate | None:
+        """The certificate of ``subject``, if the plan carries one."""
+        return next((c for c in self.certificates if c.subject == subject), None)
+
+    @property
+    def status(self) -> Status:
+        """The weakest status among the certificates: optimal only if every decision is."""
+        states = {c.status for c in self.certificates}
+        if "infeasible" in states:
+            return "infeasible"
+        return "feasible" if "feasible" in states or not states else "optimal"
+
+    @property
+    def gap(self) -> float:
+        """The largest gap among the certificates."""
+        return max((c.gap for c in self.certificates), default=0.0)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over everything in the plan but the solvers' running times."""
+        timeless = replace(self, certificates=tuple(replace(c, seconds=0.0) for c in self.certificates))
+        return _sha256(asdict(timeless))
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFile:
+    """What ``plan.json`` holds: a plan beside the problem that it answers, and who made it."""
+
+    problem: Problem
+    plan: Plan
+    producer: str = ""
+    model: str = ""
+    target: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; ``content_digest`` seals every field, running times included."""
+        body = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        sealed = json.loads(json.dumps(body))
+        return {
+            **sealed,
+            "problem_digest": self.problem.digest,
+            "plan_digest": self.plan.digest,
+            "content_digest": _sha256(sealed),
+        }
+
+
+def content_digest(document: dict[str, Any]) -> str:
+    """The seal that ``PlanFile.to_json`` would put on ``document`` (a parsed plan file)."""
+    seals = ("problem_digest", "plan_digest", "content_digest")
+    return _sha256({key: value for key, value in document.items() if key not in seals})
+
+
+def _sha256(content: object) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

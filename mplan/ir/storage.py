@@ -1,0 +1,202 @@
+"""From a graph to a planning problem: storages, their sizes, and who must run before whom.
+
+A *storage* is the set of values that share bytes through aliases. It becomes one buffer of the
+problem; each op becomes a step. Views move no bytes, so they touch nothing and cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mplan.ir.graph import Graph, Input, Op, Value
+from mplan.ir.plan import Buffer, BufferKind, Problem, Region, Step
+from mplan.ir.printer import print_type
+from mplan.ir.types import ScalarType, Symbol, TensorType, upper
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which memories a graph may use.
+
+    Activations go to ``arena``. Weights go to ``weights`` if that is a region, else they are the
+    caller's and not planned; the same holds for ``inputs`` and the user's inputs.
+    """
+
+    arena: Region
+    weights: Region | None = None
+    inputs: Region | None = None
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The distinct regions, the arena first."""
+        found = [self.arena, *(r for r in (self.weights, self.inputs) if r)]
+        return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Storages:
+    """``root[name]`` is the value that owns the bytes of value ``name``; ``nbytes[root]`` how many."""
+
+    root: Mapping[str, str]
+    nbytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A problem and the way back: ``buffer_of[root value]`` and ``scratch_of[op index]``.
+
+    Storages that are not planned (the caller's inputs and weights) are absent.
+    """
+
+    problem: Problem
+    buffer_of: Mapping[str, int]
+    scratch_of: Mapping[int, int]
+    storages: Storages
+
+
+def storages(graph: Graph) -> Storages:
+    """The storages of ``graph``, sized for the upper bound of every symbol."""
+    table = graph.symbol_table
+    root: dict[str, str] = {}
+    end: dict[str, int] = {}
+    start: dict[str, int] = {}
+    for value in graph.values:
+        alias = value.alias
+        root[value.name] = root[alias.of] if alias else value.name
+        offset = start[alias.of] + upper(alias.offset_bytes, table) if alias else 0
+        start[value.name] = offset
+        owner = root[value.name]
+        end[owner] = max(end.get(owner, 0), offset + _nbytes(value, table))
+    return Storages(root, end)
+
+
+def _nbytes(value: Value, table: Mapping[str, Symbol]) -> int:
+    return value.type.bounded(table).nbytes if isinstance(value.type, TensorType) else 0
+
+
+def problem_of(graph: Graph, layout: Layout) -> Lowered:
+    """The planning problem of ``graph`` on ``layout``; steps stand in the graph's order.
+
+    A storage that a returned value lies in is ``live_out``. A user input that is planned is
+    ``live_in`` and may be overwritten after its last use.
+    """
+    return _Lowering(graph, layout).run()
+
+
+@dataclass
+class _Lowering:
+    graph: Graph
+    layout: Layout
+    buffers: list[Buffer] = field(default_factory=list)
+    buffer_of: dict[str, int] = field(default_factory=dict)
+    scratch_of: dict[int, int] = field(default_factory=dict)
+
+    def run(self) -> Lowered:
+        graph = self.graph
+        found = storages(graph)
+        outputs = {found.root[name] for name in graph.output_names}
+        for item in graph.inputs:
+            region = self._input_region(item)
+            if region is not None and isinstance(item.value.type, TensorType):
+                self._add(item.value, found, region, _input_kind(item), outputs, live_in=True)
+        for op in graph.ops:
+            for value in op.values:
+                owned = value.alias is None and not isinstance(value.type, ScalarType)
+                if owned:
+                    kind: BufferKind = "output" if value.name in outputs else "intermediate"
+                    self._add(value, found, self.layout.arena, kind, outputs, op=op)
+        steps = self._steps(found)
+        problem = Problem(graph.name, self.layout.regions, tuple(self.buffers), steps)
+        return Lowered(problem, self.buffer_of, self.scratch_of, found)
+
+    def _input_region(self, item: Input) -> Region | None:
+        return self.layout.inputs if item.role == "input" else self.layout.weights
+
+    def _add(
+        self,
+        value: Value,
+        found: Storages,
+        region: Region,
+        kind: BufferKind,
+        outputs: set[str],
+        *,
+        op: Op | None = None,
+        live_in: bool = False,
+    ) -> None:
+        shape, _, _ = print_type(value.type).partition("<")
+        self.buffer_of[value.name] = len(self.buffers)
+        pinned = kind == "weight" or value.name in outputs
+        self.buffers.append(
+            Buffer(
+                name=value.name,
+                size_bytes=found.nbytes[value.name],
+                regions=(region.name,),
+                kind=kind,
+                live_in=live_in,
+                live_out=pinned,
+                shape=shape[shape.index("[") :],
+                dtype=shape[: shape.index("[")],
+                where=str(op.loc) if op and op.loc else "",
+            )
+        )
+
+    def _steps(self, found: Storages) -> tuple[Step, ...]:
+        order = _Precedence(found)
+        steps = []
+        for index, op in enumerate(self.graph.ops):
+            used = [found.root[name] for name in op.operands] if not op.is_view else []
+            reads = {self.buffer_of[r] for r in used if r in self.buffer_of}
+            written = [found.root[v.name] for v in op.values if not op.is_view]
+            writes = {self.buffer_of[r] for r in written if r in self.buffer_of}
+            if op.scratch_bytes:
+                self.scratch_of[index] = len(self.buffers)
+                writes.add(len(self.buffers))
+                self.buffers.append(self._scratch(op, index))
+            steps.append(
+                Step(
+                    name=op.values[0].name if op.values else f"{op.kind}#{index}",
+                    reads=tuple(sorted(reads)),
+                    writes=tuple(sorted(writes)),
+                    after=order.of(index, op),
+                    kind=op.kind,
+                    where=str(op.loc) if op.loc else "",
+                )
+            )
+        return tuple(steps)
+
+    def _scratch(self, op: Op, index: int) -> Buffer:
+        name = f"{op.values[0].name if op.values else index}.scratch"
+        where = str(op.loc) if op.loc else ""
+        region = self.layout.arena.name
+        return Buffer(name, op.scratch_bytes, (region,), kind="scratch", where=where)
+
+
+class _Precedence:
+    """The steps that an op must follow: its producers, and per storage the order of its writers."""
+
+    def __init__(self, found: Storages) -> None:
+        self.found = found
+        self.producer: dict[str, int] = {}
+        self.writer: dict[str, int] = {}
+        self.readers: dict[str, list[int]] = {}
+
+    def of(self, index: int, op: Op) -> tuple[int, ...]:
+        before = {self.producer[name] for name in op.operands if name in self.producer}
+        roots = {self.found.root[name] for name in op.operands}
+        before |= {self.writer[root] for root in roots if root in self.writer}
+        for value in op.values:
+            root = self.found.root[value.name]
+            if value.alias and value.alias.kind == "inplace":
+                before |= set(self.readers.pop(root, ()))
+                before |= {self.writer[root]} if root in self.writer else set()
+                self.writer[root] = index
+        for root in roots:
+            self.readers.setdefault(root, []).append(index)
+        for value in op.values:
+            self.producer[value.name] = index
+        return tuple(sorted(before - {index}))
+
+
+def _input_kind(item: Input) -> BufferKind:
+    return "input" if item.role == "input" else "weight"

@@ -1,0 +1,48 @@
+"""Passes: frozen dataclasses whose fields are their options, and the text form of a pipeline.
+
+A pass maps a graph to a graph and returns the same object when there is nothing to do. What it
+decides beyond the graph (the plan, certificates) goes into the run's ``Context``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from mplan.ir.graph import Graph
+from mplan.ir.plan import Plan
+from mplan.ir.storage import Layout, Lowered
+
+
+@dataclass
+class Context:
+    """One run of a pipeline: where the graph will live, the deadline, and what passes found.
+
+    ``constants`` maps the names of param, buffer and const inputs to tensors; passes that fold
+    constants replace the mapping. ``lowered`` and ``plan`` are set by the planning passes.
+    """
+
+    layout: Layout
+    limit_s: float = 10.0
+    seed: int = 0
+    solver: str = "auto"
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    inference: bool = True
+    lowered: Lowered | None = None
+    plan: Plan | None = None
+    baseline_peak_bytes: int | None = None
+    notes: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A transformation of the graph. Subclasses are registered by ``name`` and implement ``run``."""
+
+    name: ClassVar[str] = ""
+
+    def run(self, graph: Graph, ctx: Context) -> Graph:
+        """The transformed graph, or ``graph`` itself when there is nothing to do."""
+        raise TypeError(f"{type(self).__name__} does not implement run")

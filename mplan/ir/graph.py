@@ -42,7 +42,7 @@ class Ref:
     name: str
 
 
-Arg: TypeAlias = "Ref | int | float | bool | str | None | DType | Sym | tuple[Arg, ...]"
+Arg: TypeAlias = "Ref | int | float | bool | str | DType | Sym | tuple[Arg, ...] | None"
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def print_op(op: Op, indent: str = "") -> str:
 
 
 def print_arg(arg: Arg) -> str:
-    """An argument: ``%ref``, number, ``true``, ``none``, ``"text"``, ``dtype(f32)``, ``{s0*2}``, list."""
+    """An argument: ``%ref``, number, ``true``, ``none``, ``"text"``, ``dtype(f32)``, ``{s0*2}``."""
     if isinstance(arg, Ref):
         return f"%{arg.name}"
     if isinstance(arg, tuple):

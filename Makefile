@@ -17,12 +17,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing mplan (PyTorch and OR-Tools are large; a few minutes on a slow line) ..."
-	$(BIN)/python -m pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu -e '.[demo]'
+	$(BIN)/python -m pip install --quiet -e '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing mplan and its development tools ..."
-	$(BIN)/python -m pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	bash tools/system_packages.sh
 	@touch $@ $(VENV)/.demo
 

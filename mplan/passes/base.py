@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mplan.ir.graph import Graph
-from mplan.ir.plan import Plan
+from mplan.ir.plan import Certificate, Plan
 from mplan.ir.storage import Layout, Lowered
 
 
@@ -33,6 +33,7 @@ class Context:
     lowered: Lowered | None = None
     plan: Plan | None = None
     baseline_peak_bytes: int | None = None
+    schedule_certificate: Certificate | None = None
     notes: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 

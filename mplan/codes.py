@@ -16,6 +16,34 @@ class Code:
 
 
 CODES: dict[str, Code] = {
+    "MP301": Code(
+        "torch.export cannot trace the model",
+        "mplan captures a model with torch.export, and that failed. The message names the line of the "
+        "model where tracing stopped. The usual causes are a branch on the value of a tensor, a size "
+        "that depends on data, and Python code that leaves PyTorch (NumPy, `.item()`). The model "
+        "itself runs; only its capture fails.",
+    ),
+    "MP302": Code(
+        "the model uses what mplan cannot express",
+        "The model was traced, but some operators have no counterpart in the IR: control flow "
+        "operators, sizes that depend on data, element types or layouts that mplan does not know. "
+        "The error lists all of them with the lines of the model that they come from.",
+    ),
+    "MP303": Code(
+        "the model raises an error for its example inputs",
+        "Calling the model with the example inputs fails without mplan as well. The place is the line "
+        "of the model that raised.",
+    ),
+    "MP304": Code(
+        "a size has no upper bound",
+        "A plan is made for the largest sizes that can occur and then holds for all smaller ones, so "
+        "every dynamic size needs an upper bound. Give it with `torch.export.Dim(name, min=…, max=…)`.",
+    ),
+    "MP305": Code(
+        "a size expression is not supported",
+        "Sizes are integer expressions of + - * // % max and min over the dynamic dimensions. The size "
+        "named in the message uses something else, such as a true division or a square root.",
+    ),
     "MP401": Code(
         "unknown target",
         "No target of this name is built in. `mplan targets` lists them; a path to a TOML file works "
@@ -57,5 +85,32 @@ CODES: dict[str, Code] = {
         "the target cannot be built for or emulated",
         "The target's file lacks the part of [toolchain] that this compiler or emulator needs, or "
         "the emulator has no model of its core.",
+    ),
+    "MP560": Code(
+        "no planned CPU heap on this platform",
+        "The CPU heap stands in front of PyTorch's allocator and has to know its C++ ABI; it does so "
+        "on Linux x86-64 and AArch64. Elsewhere models run with PyTorch's own allocation, and CPU "
+        "peaks are planned but not enforced.",
+    ),
+    "MP561": Code(
+        "the CPU heap cannot be built",
+        "The heap is a small C library, built once per machine by cc, gcc, clang or the compiler of "
+        "the package ziglang. None of them worked; the notes say why.",
+    ),
+    "MP562": Code(
+        "unknown allocator in PyTorch",
+        "Before the CPU heap takes over, it proves that PyTorch's allocator has the layout that it "
+        "was written for: the virtual functions, the code they point to, and what an allocation "
+        "returns. This build differs, or another library has already replaced the allocator.",
+    ),
+    "MP563": Code(
+        "wrong use of an arena",
+        "The offset, size or range named in the message does not fit the arena, or the arena is "
+        "closed or still in use by a replay.",
+    ),
+    "MP564": Code(
+        "no memory for an arena",
+        "The system refused to map the arena. Lower the budget, or raise the limit on address space "
+        "(ulimit -v) or on committed memory (vm.overcommit_memory).",
     ),
 }

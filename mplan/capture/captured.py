@@ -1,0 +1,48 @@
+"""What a capture yields: the graph, its constants, and how the caller's arguments map to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mplan.ir.graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A graph with everything that is needed to run it.
+
+    ``constants`` maps the names of param, buffer and const inputs to tensors. ``example_inputs`` are
+    the values of the inputs of role ``input`` and ``symbol``, in the order of the graph;
+    ``input_leaves[i]`` says which leaf of the flattened ``(args, kwargs)`` (pytree ``in_spec``) the
+    i-th of them is. The first ``num_user_outputs`` outputs of the graph are the leaves of
+    ``out_spec``; ``mutations`` maps the index of each further output to the graph input (by name)
+    whose bytes the model has overwritten with it, for the runtime to copy back. ``gradients`` maps an
+    output index to the name of the input that it is the gradient for (training graphs).
+    """
+
+    graph: Graph
+    constants: Mapping[str, Any]
+    example_inputs: tuple[Any, ...] = ()
+    in_spec: Any = None
+    out_spec: Any = None
+    input_leaves: tuple[int, ...] = ()
+    num_user_outputs: int = 0
+    mutations: Mapping[int, str] = field(default_factory=dict)
+    gradients: Mapping[int, str] = field(default_factory=dict)
+
+    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
+        """The graph's user inputs, in its order, out of a call's arguments."""
+        from torch.utils._pytree import tree_leaves
+
+        leaves = tree_leaves((args, dict(kwargs or {})))
+        return [leaves[i] for i in self.input_leaves]
+
+    def unflatten(self, outputs: tuple[Any, ...]) -> Any:
+        """The model's return value out of the graph's outputs."""
+        from torch.utils._pytree import tree_unflatten
+
+        if self.out_spec is None:
+            return outputs
+        return tree_unflatten(list(outputs[: self.num_user_outputs]), self.out_spec)

@@ -1,0 +1,182 @@
+"""Capture through torch.export: a module with example inputs, or an exported program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mplan.capture.captured import Captured
+from mplan.capture.fx import GraphReader, Source
+from mplan.capture.source import where_of_exception
+from mplan.capture.symbols import SymbolReader, read_range
+from mplan.diagnostics import MplanError, UnsupportedError, UserError
+from mplan.ir.graph import Graph, Role
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.nn import Module
+
+#: Composite ops that stay whole: attention has kernels of its own, the others do not decompose into
+#: functional ops.
+_WHOLE = (
+    "aten::scaled_dot_product_attention",
+    "aten::silu_backward",
+    "aten::mish_backward",
+    "aten::_fused_rms_norm",
+)
+
+
+def capture(
+    module: Module | ExportedProgram,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    decompose: bool = False,
+) -> Captured:
+    """The inference graph of ``module`` called with ``args`` and ``kwargs``.
+
+    The graph has the ops that the dispatcher runs (composite ops are decomposed, mutation is made
+    functional); with ``decompose`` they are core ATen. ``dynamic_shapes`` is torch.export's. Errors:
+    UnsupportedError MP301 if torch.export fails, MP302 lists what mplan cannot express, UserError
+    MP303 if the model itself raises for these arguments, MP304 for sizes without an upper bound.
+    """
+    import torch
+
+    if isinstance(module, torch.export.ExportedProgram):
+        return capture_exported(module, decompose)
+    named = dict(kwargs or {})
+    with torch.no_grad():
+        program = export(module, args, named, dynamic_shapes)
+        return capture_exported(program, decompose, name=type(module).__name__)
+
+
+def export(
+    module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    """``torch.export.export`` with errors that name the user's line."""
+    import torch
+
+    try:
+        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    except Exception as e:
+        raise _explain(e, module, args, kwargs) from e
+
+
+def _explain(
+    error: Exception, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> MplanError:
+    """Tell apart a model that is wrong from one that torch.export cannot trace."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            module(*args, **kwargs)
+    except Exception as e:
+        where = where_of_exception(e)
+        return UserError("MP303", f"the model raises {type(e).__name__}: {_first_line(e)}", where)
+    message = f"torch.export cannot trace the model: {type(error).__name__}: {_first_line(error)}"
+    hint = "branches and sizes must not depend on the values of tensors"
+    return UnsupportedError("MP301", message, where_of_exception(error), help=hint)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+
+
+def capture_exported(
+    program: ExportedProgram, decompose: bool = False, *, name: str = "model"
+) -> Captured:
+    """The graph of an exported program, see ``capture``; ``name`` becomes the name of the graph."""
+    import torch
+
+    with torch.no_grad():
+        table = torch.export.default_decompositions() if decompose else composite_table()
+        lowered = program.run_decompositions(table)
+    ranges = {}
+    for symbol, range_ in lowered.range_constraints.items():
+        low, high = read_range(range_)
+        if high is not None:
+            ranges[str(symbol)] = (low, high)
+    reader = GraphReader(name, SymbolReader(ranges), _sources(lowered))
+    return _finish(reader, reader.read(lowered.graph_module), lowered)
+
+
+def composite_table() -> dict[Any, Callable[..., Any]]:
+    """Decompositions that leave the ops that an eager run dispatches to kernels."""
+    import torch
+    from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
+
+    def decomposed(op: Any, *args: Any, **kwargs: Any) -> Any:
+        return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+
+    return {
+        op: partial(decomposed, op)
+        for op in torch.export.default_decompositions()
+        if _dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+        and op.name().partition(".")[0] not in _WHOLE
+    }
+
+
+def _sources(program: ExportedProgram) -> dict[str, Source]:
+    from torch.export.graph_signature import InputKind
+
+    roles: dict[InputKind, Role] = {
+        InputKind.PARAMETER: "param",
+        InputKind.BUFFER: "buffer",
+        InputKind.CONSTANT_TENSOR: "const",
+    }
+    tensors = {**program.constants, **program.state_dict}
+    found = {}
+    for spec in program.graph_signature.input_specs:
+        name = getattr(spec.arg, "name", "")
+        if spec.kind in roles:
+            target = spec.target or ""
+            found[name] = Source(roles[spec.kind], target, tensors[target])
+        else:
+            found[name] = Source("input", name)
+    return found
+
+
+def _finish(reader: GraphReader, graph: Graph, program: ExportedProgram) -> Captured:
+    """Put the user's outputs first and drop constants that nothing reads."""
+    from torch.export.graph_signature import InputKind, OutputKind
+
+    specs = program.graph_signature.output_specs
+    order = sorted(range(len(specs)), key=lambda i: specs[i].kind is not OutputKind.USER_OUTPUT)
+    names = {i.source: i.value.name for i in graph.inputs}
+    mutations = {}
+    for position, index in enumerate(order):
+        spec = specs[index]
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            mutations[position] = names[spec.target or ""]
+    used = {name for op in graph.ops for name in op.operands} | set(graph.output_names)
+    used |= set(mutations.values())
+    user = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+    leaf = {getattr(arg, "name", ""): i for i, arg in enumerate(user)}
+    kept = tuple(i for i in graph.inputs if i.role in ("input", "symbol") or i.value.name in used)
+    outputs = tuple(graph.outputs[i] for i in order)
+    graph = Graph(graph.name, kept, graph.ops, outputs, graph.symbols)
+    leaves = tuple(leaf[n] for n in reader.input_nodes if n in leaf)
+    flat = _example_leaves(program)
+    return Captured(
+        graph,
+        {
+            i.value.name: reader.constants[i.value.name]
+            for i in kept
+            if i.value.name in reader.constants
+        },
+        tuple(flat[i] for i in leaves) if flat else (),
+        program.call_spec.in_spec,
+        program.call_spec.out_spec,
+        leaves,
+        sum(s.kind is OutputKind.USER_OUTPUT for s in specs),
+        mutations,
+    )
+
+
+def _example_leaves(program: ExportedProgram) -> list[Any]:
+    from torch.utils._pytree import tree_leaves
+
+    return tree_leaves(program.example_inputs) if program.example_inputs else []

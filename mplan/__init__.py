@@ -1,1 +1,87 @@
-"""mplan: a memory planner and kernel generator for PyTorch."""
+"""mplan: a memory planner and kernel generator for PyTorch.
+
+    import mplan
+
+    result = mplan.plan(model, (example_input,), target="stm32f746")   # a proof-carrying plan
+    mplan.compile(model, (example_input,), target="stm32f746", out="build")
+    torch.compile(model, backend="mplan", options={"budget": "2GiB"})
+
+Importing this package does not import torch; names are loaded when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mplan.compiler import Compiled, Result, plan
+    from mplan.compiler import compile_model as compile
+    from mplan.diagnostics import MplanError
+    from mplan.ir.check import check
+    from mplan.ir.plan import Certificate, Plan, PlanFile, Problem
+    from mplan.ir.plan_json import load_plan as load
+    from mplan.ir.plan_json import save_plan as save
+    from mplan.options import Options
+    from mplan.passes.allocate import allocate
+    from mplan.passes.planner import solve
+    from mplan.passes.schedule import schedule
+    from mplan.targets.load import load_target
+    from mplan.targets.model import Target
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Certificate",
+    "Compiled",
+    "MplanError",
+    "Options",
+    "Plan",
+    "PlanFile",
+    "Problem",
+    "Result",
+    "Target",
+    "allocate",
+    "check",
+    "compile",
+    "load",
+    "load_target",
+    "plan",
+    "save",
+    "schedule",
+    "solve",
+]
+
+_HOMES = {
+    "Certificate": "mplan.ir.plan",
+    "Compiled": "mplan.compiler",
+    "MplanError": "mplan.diagnostics",
+    "Options": "mplan.options",
+    "Plan": "mplan.ir.plan",
+    "PlanFile": "mplan.ir.plan",
+    "Problem": "mplan.ir.plan",
+    "Result": "mplan.compiler",
+    "Target": "mplan.targets.model",
+    "allocate": "mplan.passes.allocate",
+    "check": "mplan.ir.check",
+    "compile": "mplan.compiler:compile_model",
+    "load": "mplan.ir.plan_json:load_plan",
+    "load_target": "mplan.targets.load",
+    "plan": "mplan.compiler",
+    "save": "mplan.ir.plan_json:save_plan",
+    "schedule": "mplan.passes.schedule",
+    "solve": "mplan.passes.planner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mplan' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,396 @@
+"""The command line: the only place that prints or exits.
+
+Data goes to stdout (``--json``: one object with ``schema_version``), text for people to stderr.
+Exit codes: 0 ok, 1 our bug, 2 usage, 3 unsupported model, 4 over budget, 5 check, diff or verification
+failed, 6 missing tool.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mplan.diagnostics import CheckError, ExitCode, InternalError, MplanError, UserError, render
+
+if TYPE_CHECKING:
+    from mplan.ir.plan import PlanFile
+    from mplan.options import Options
+
+SCHEMA_VERSION = 1
+
+app = typer.Typer(
+    name="mplan",
+    help="Plan the memory of a PyTorch model, prove the plan, compile it and show it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Target = Annotated[str, typer.Option("--target", "-t", help="A target's name or a TOML file.")]
+Budget = Annotated[str | None, typer.Option(help="Bytes for activations: 65536, 64KiB, 2GiB.")]
+Solver = Annotated[str, typer.Option(help="auto, greedy, exact or none (captured order).")]
+Limit = Annotated[float, typer.Option(help="Seconds for the solvers.")]
+Seed = Annotated[int, typer.Option(help="Seed of the solvers.")]
+Dump = Annotated[str, typer.Option(help="Folder that receives the graph after every pass.")]
+Html = Annotated[Path | None, typer.Option(help="Also write the picture of the plan to this file.")]
+
+
+def main() -> None:
+    """Entry point of the ``mplan`` command: every error becomes text and an exit code."""
+    try:
+        app()
+    except MplanError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        raise SystemExit(130) from None
+    except Exception as error:
+        _fail(_bug(error))
+
+
+def _bug(error: Exception) -> MplanError:
+    """An unexpected exception as an internal error with the innermost place in mplan."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if "mplan" in Path(f.filename).parts] or frames
+    place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
+    hint = "this is a bug in mplan; please report it with the model and the command"
+    return InternalError("MP999", f"{type(error).__name__} at {place}: {error}", help=hint)
+
+
+def _fail(error: MplanError) -> None:
+    if "--json" in sys.argv:
+        document = {"code": error.code, "message": error.message, "help": error.help}
+        place = {"where": str(error.where) if error.where else None}
+        notes = [{"message": m, "where": str(w) if w else None} for m, w in error.notes]
+        _emit({"error": {**document, **place, "notes": notes}})
+    err.print(render(error), markup=False, soft_wrap=True)
+    raise SystemExit(int(error.exit_code))
+
+
+def _emit(document: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2))
+
+
+@contextmanager
+def _progress(text: str) -> Iterator[None]:
+    """A spinner on a terminal, silence elsewhere."""
+    if not err.is_terminal:
+        yield
+        return
+    with err.status(text):
+        yield
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="model.py[:fn], .pt2, .mpir, .csv or DAG .json")],
+    target: Target = "cpu",
+    budget: Budget = None,
+    capacity: Annotated[str | None, typer.Option(help="Same as --budget.")] = None,
+    solver: Solver = "auto",
+    limit: Limit = 10.0,
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan (.json, .csv).")] = None,
+    html: Html = None,
+    dump: Dump = "",
+    as_json: Json = False,
+) -> None:
+    """Plan the memory of a model, a graph, a DAG or a MiniMalloc CSV."""
+    from mplan import compiler
+    from mplan.report import render as show
+
+    options = _options(target, budget or capacity, solver, limit, seed, dump)
+    with _progress(f"planning {model}"):
+        result = compiler.plan(model, options=options)
+    if output:
+        _write_plan(output, result.file)
+    if html:
+        _write_html(html, result.file)
+    if as_json:
+        _emit(result.report.to_json())
+    else:
+        show(result.report, err)
+
+
+@app.command("compile")
+def compile_(
+    model: Annotated[str, typer.Argument(help="model.py[:fn] or .pt2")],
+    target: Target = "stm32f746",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the C project.")] = Path(
+        "build"
+    ),
+    name: Annotated[str, typer.Option(help="Prefix of files and symbols; default: the model's.")] = "",
+    project: Annotated[str, typer.Option(help="Also write a build system: cmake.")] = "",
+    budget: Budget = None,
+    solver: Solver = "auto",
+    limit: Limit = 10.0,
+    seed: Seed = 0,
+    html: Html = None,
+    dump: Dump = "",
+    as_json: Json = False,
+) -> None:
+    """Compile a model to C for a microcontroller."""
+    from mplan.compiler import compile_model
+    from mplan.report import render as show
+
+    options = _options(target, budget, solver, limit, seed, dump)
+    with _progress(f"compiling {model}"):
+        compiled = compile_model(model, out=output, name=name, project=project, options=options)
+    if html:
+        _write_html(html, compiled.result.file)
+    if as_json:
+        _emit({**compiled.report.to_json(), "folder": str(output), "files": list(compiled.files)})
+    else:
+        show(compiled.report, err)
+        err.print(f"wrote {len(compiled.files)} files to {output}")
+
+
+@app.command()
+def run(
+    folder: Annotated[Path, typer.Argument(help="A folder that `mplan compile` wrote.")],
+    emulator: Annotated[str, typer.Option(help="unicorn or qemu.")] = "unicorn",
+    timeout: Annotated[float, typer.Option(help="Seconds before the emulator is stopped.")] = 300.0,
+    as_json: Json = False,
+) -> None:
+    """Build compiled C for its part and run it in an emulator, beside PyTorch's outputs."""
+    from mplan.runtime.device import run_bundle
+
+    with _progress(f"running {folder} in {emulator}"):
+        outcome = run_bundle(folder, emulator=emulator, timeout_s=timeout)
+    if as_json:
+        _emit(outcome.to_json())
+    else:
+        for key, value in outcome.to_json().items():
+            err.print(f"{key:>20}  {value:,}" if isinstance(value, int) else f"{key:>20}  {value}")
+    if not outcome.outputs_match:
+        limit = f"{outcome.max_abs_err:.3g}"
+        raise CheckError("MP530", f"the emulator's outputs differ from PyTorch's by {limit}")
+
+
+@app.command()
+def check(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN.JSON")], as_json: Json = False
+) -> None:
+    """Replay a plan independently of the solvers and name everything that is wrong with it."""
+    from mplan.ir.check import check_file
+    from mplan.ir.plan_json import load_plan
+
+    document, file = load_plan(plan_file)
+    violations = check_file(document, file)
+    rows = [{"code": v.code, "reason": v.reason, "message": v.message} for v in violations]
+    if as_json:
+        _emit({"ok": not violations, "violations": rows, "digest": file.plan.digest})
+    if violations:
+        notes = tuple((f"{v.code} {v.reason}: {v.message}", None) for v in violations)
+        count = len(violations)
+        error = CheckError("MP200", f"{plan_file} breaks {count} condition(s)", notes=notes)
+        if not as_json:
+            raise error
+        raise SystemExit(int(ExitCode.CHECK_FAILED))
+    if not as_json:
+        err.print(f"ok: {len(file.problem.buffers)} buffers, {len(file.problem.steps)} steps, ", end="")
+        err.print(f"{file.plan.status}, gap {file.plan.gap:.2%}")
+
+
+@app.command()
+def explain(
+    subject: Annotated[str, typer.Argument(help="A model, a plan.json, or an error code (MP205).")],
+    target: Target = "cpu",
+    budget: Budget = None,
+    solver: Solver = "auto",
+    limit: Limit = 10.0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Say where the peak is, who holds it, and what would lower it (each advice was re-planned)."""
+    from mplan.codes import CODES
+
+    if subject.upper() in CODES:
+        code = CODES[subject.upper()]
+        if as_json:
+            _emit({"code": subject.upper(), "title": code.title, "text": code.text})
+        else:
+            out.print(f"{subject.upper()}: {code.title}\n\n{code.text}", markup=False)
+        return
+    from mplan.report import explain as explain_plan
+    from mplan.report import render_explanation
+
+    file, advice = _explained(subject, _options(target, budget, solver, limit, seed, ""))
+    explanation = explain_plan(file, advice)
+    if as_json:
+        _emit(explanation.to_json())
+    else:
+        render_explanation(explanation, err)
+
+
+def _explained(subject: str, options: Options) -> tuple[PlanFile, tuple[tuple[str, int], ...]]:
+    if subject.endswith(".json"):
+        from mplan.ir.plan_json import load_plan
+
+        return load_plan(Path(subject))[1], ()
+    from mplan import advice, compiler
+
+    with _progress(f"planning {subject} and its alternatives"):
+        result = compiler.plan(subject, options=options)
+        priced = advice.advise(result, options)
+    return result.file, tuple((a.text, a.peak_bytes) for a in priced)
+
+
+@app.command()
+def viz(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN.JSON")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: by format.")] = None,
+    other: Annotated[Path | None, typer.Option(help="A second plan, to compare with.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="html, svg, text, snapshot (memory_viz), trace (Chrome).")
+    ] = "",
+) -> None:
+    """Draw a plan: one offline HTML file, or SVG, text, PyTorch memory_viz, Chrome trace."""
+    from mplan import viz as pictures
+    from mplan.files import write_atomic
+    from mplan.ir.plan_json import load_plan
+
+    suffixes = {".html": "html", ".svg": "svg", ".txt": "text", ".pickle": "snapshot"}
+    chosen = form or (suffixes.get(output.suffix, "trace") if output else "html")
+    file = load_plan(plan_file)[1]
+    before = load_plan(other)[1] if other else None
+    makers: dict[str, Any] = {
+        "html": lambda: pictures.render_html(file, before),
+        "svg": lambda: pictures.render_svg(file),
+        "text": lambda: pictures.render_text(file),
+        "snapshot": lambda: pictures.memory_snapshot(file),
+        "trace": lambda: json.dumps(pictures.chrome_trace(file)),
+    }
+    if chosen not in makers:
+        raise UserError("MP405", f"unknown format {chosen!r}", help=f"formats: {', '.join(makers)}")
+    made = makers[chosen]()
+    if chosen == "text" and output is None:
+        print(made)
+        return
+    endings = {"html": ".html", "svg": ".svg", "text": ".txt", "snapshot": ".pickle"}
+    path = output or plan_file.with_suffix(endings.get(chosen, ".trace.json"))
+    write_atomic(path, made)
+    err.print(f"wrote {path}")
+
+
+@app.command()
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="A.JSON")],
+    after: Annotated[Path, typer.Argument(metavar="B.JSON")],
+    as_json: Json = False,
+) -> None:
+    """Compare two plans; exit code 5 if they differ."""
+    from mplan.compare import compare, render_comparison
+    from mplan.ir.plan_json import load_plan
+
+    comparison = compare(load_plan(before)[1], load_plan(after)[1])
+    if as_json:
+        _emit(comparison.to_json())
+    else:
+        render_comparison(comparison, err)
+    if not comparison.equal:
+        raise SystemExit(int(ExitCode.CHECK_FAILED))
+
+
+@app.command()
+def opt(
+    graph: Annotated[Path, typer.Argument(metavar="IN.MPIR")],
+    passes: Annotated[str, typer.Option("-p", "--passes", help='"canonicalize,inplace"')],
+    target: Target = "cpu",
+    limit: Limit = 10.0,
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: stdout.")] = None,
+) -> None:
+    """Run passes over a graph in text form and print the result."""
+    from mplan.files import read_text, write_atomic
+    from mplan.ir.parser import parse
+    from mplan.passes.base import Context
+    from mplan.passes.registry import parse_pipeline
+    from mplan.pipeline import layout_of, run_passes
+    from mplan.targets.load import load_target
+
+    ctx = Context(layout_of(load_target(target)), limit_s=limit, seed=seed)
+    result = run_passes(parse(read_text(graph), str(graph)), parse_pipeline(passes), ctx)
+    if output:
+        write_atomic(output, f"{result}\n")
+    else:
+        print(result)
+
+
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """List the targets with their memories."""
+    from rich.table import Table
+
+    from mplan.targets.load import list_targets, load_target
+    from mplan.units import human_bytes
+
+    known = [load_target(name) for name in list_targets()]
+    if as_json:
+        _emit({"targets": [asdict(t) for t in known]})
+        return
+    table = Table("target", "family", "core", "memories", box=None)
+    for t in known:
+        sizes = ", ".join(
+            f"{m.name} {human_bytes(m.size_bytes) if m.size_bytes else '∞'}" for m in t.memories
+        )
+        table.add_row(t.name, t.family, t.isa.core or t.isa.arch, sizes)
+    out.print(table)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say which tools and packages are here, and what each is for."""
+    from mplan.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _emit({"findings": [asdict(f) for f in findings]})
+        return
+    for f in findings:
+        mark = "ok     " if f.found else "missing"
+        out.print(f"{mark} {f.name:<22} {f.version:<14} {f.purpose}", markup=False)
+        if not f.found:
+            out.print(f"        {f.remedy}", markup=False)
+
+
+def _options(
+    target: str, budget: str | None, solver: str, limit: float, seed: int, dump: str
+) -> Options:
+    from mplan.options import Options
+
+    given = {"target": target, "budget": budget, "solver": solver}
+    return Options.parse({**given, "limit": limit, "seed": seed, "dump": dump or None})
+
+
+def _write_plan(path: Path, file: PlanFile) -> None:
+    if path.suffix == ".csv":
+        from mplan.files import write_atomic
+        from mplan.ir.csv_format import print_csv
+
+        write_atomic(path, print_csv(file.problem, file.plan))
+        return
+    from mplan.ir.plan_json import save_plan
+
+    save_plan(path, file)
+
+
+def _write_html(path: Path, file: PlanFile) -> None:
+    from mplan.files import write_atomic
+    from mplan.viz import render_html
+
+    write_atomic(path, render_html(file))

@@ -1,0 +1,184 @@
+"""The two things that people ask for: plan a model, and compile it. The command line calls these.
+
+``plan`` takes an ``nn.Module`` (with example inputs), a path (``model.py:fn``, ``.pt2``, ``.mpir``,
+``.csv``) or a captured graph; ``compile_model`` goes on to write the C project of a microcontroller.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mplan.diagnostics import UnsupportedError, UserError
+from mplan.files import read_text
+from mplan.ir.plan import PlanFile, Problem, Region
+from mplan.options import Options
+from mplan.pipeline import PRODUCER, Instrument, Planned, plan_graph
+from mplan.report import Report
+
+if TYPE_CHECKING:
+    from mplan.capture import Captured
+
+#: Files that hold a problem or graph instead of a model.
+GRAPH_SUFFIX, CSV_SUFFIX, DAG_SUFFIX = ".mpir", ".csv", ".json"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A plan file with its report; ``planned`` and ``captured`` are absent for bare problems."""
+
+    file: PlanFile
+    report: Report
+    planned: Planned | None = None
+    captured: Captured | None = None
+
+
+def plan(
+    model: Any,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    options: Options | None = None,
+    instruments: Sequence[Instrument] = (),
+    **given: Any,
+) -> Result:
+    """Plan the memory of ``model``.
+
+    ``model`` is an ``nn.Module`` (``args`` are its example inputs), a ``Captured`` graph, or a path.
+    ``given`` are options by name (``target="stm32f746"``, ``budget="64KiB"``). Raises MplanError.
+    """
+    options = options or Options.parse(given)
+    if isinstance(model, (str, Path)):
+        path = Path(str(model))
+        if path.suffix in (CSV_SUFFIX, DAG_SUFFIX):
+            return plan_problem(_read_problem(path, options), options, str(path))
+        if path.suffix == GRAPH_SUFFIX:
+            from mplan.ir.parser import parse
+
+            graph = parse(read_text(path), str(path))
+            return _finish(plan_graph(graph, {}, options, instruments=instruments), str(path), 0.0)
+    started = time.monotonic()
+    captured = capture_for(model, args, kwargs, options)
+    capture_s = time.monotonic() - started
+    planned = plan_graph(captured.graph, captured.constants, options, instruments=instruments)
+    name = str(model) if isinstance(model, (str, Path)) else captured.graph.name
+    return replace(_finish(planned, name, capture_s), captured=captured)
+
+
+def plan_problem(problem: Problem, options: Options, name: str = "") -> Result:
+    """Plan a bare problem (a MiniMalloc CSV or a DAG), without a model."""
+    from mplan.passes.planner import baseline, solve
+
+    started = time.monotonic()
+    solved = solve(problem, solver=options.solver, limit_s=options.limit, seed=options.seed)
+    seconds = {"capture": 0.0, "plan": time.monotonic() - started, "codegen": 0.0}
+    file = PlanFile(problem, solved, PRODUCER, name)
+    report = Report.of(file, baseline_peak_bytes=baseline(problem), seconds=seconds)
+    return Result(file, report)
+
+
+def capture_for(
+    model: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: Options
+) -> Captured:
+    """``model`` as a graph; microcontrollers get core-ATen decompositions."""
+    from mplan import capture
+    from mplan.targets.load import load_target
+
+    decompose = load_target(options.target).family == "mcu"
+    if isinstance(model, capture.Captured):
+        return model
+    if isinstance(model, (str, Path)):
+        loaded = capture.load_model(str(model))
+        return capture.capture_loaded(loaded, decompose=decompose)
+    if args is None:
+        raise UserError("MP301", "example inputs are missing", help="pass args=(tensor, …)")
+    return capture.capture(model, tuple(args), dict(kwargs or {}), decompose=decompose)
+
+
+def _finish(planned: Planned, name: str, capture_s: float) -> Result:
+    file = planned.file(name)
+    report = Report.of(
+        file,
+        baseline_peak_bytes=planned.baseline_peak_bytes,
+        macs=count_macs(planned),
+        seconds={"capture": capture_s, "plan": planned.seconds, "codegen": 0.0},
+        flash_bytes=_weights_bytes(planned),
+        warnings=planned.notes,
+    )
+    return Result(file, report, planned)
+
+
+def count_macs(planned: Planned) -> int:
+    """Multiply-accumulates of one run at the upper bound of every size."""
+    from mplan.ir.ops import graph_macs
+
+    return graph_macs(planned.graph)
+
+
+def _weights_bytes(planned: Planned) -> int | None:
+    if planned.target.family != "mcu":
+        return None
+    return planned.plan.peak_bytes(planned.target.weights)
+
+
+def _read_problem(path: Path, options: Options) -> Problem:
+    if path.suffix == CSV_SUFFIX:
+        from mplan.ir.csv_format import parse_csv
+
+        region = Region("arena", options.budget)
+        return parse_csv(read_text(path), region=region, file=str(path))
+    from mplan.ir.dag_format import load_dag
+
+    return load_dag(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A model compiled to C in ``folder``: its plan, report and the files that were written."""
+
+    result: Result
+    folder: Path
+    files: tuple[str, ...]
+    report: Report
+
+
+def compile_model(
+    model: Any,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path,
+    name: str = "",
+    project: str = "",
+    options: Options | None = None,
+    instruments: Sequence[Instrument] = (),
+    **given: Any,
+) -> Compiled:
+    """Plan ``model`` for a microcontroller and write its C code to the folder ``out``.
+
+    ``project`` adds a build system (``cmake``). The folder also receives ``plan.json`` and
+    ``golden.safetensors`` (example inputs with PyTorch's outputs), which ``mplan run`` uses. All
+    files are written only after everything has succeeded.
+    """
+    from mplan.codegen.bundle import write_bundle
+    from mplan.targets.load import load_target
+
+    options = options or Options.parse(given)
+    if load_target(options.target).family != "mcu":
+        raise UnsupportedError(
+            "MP410",
+            f"compile writes C for microcontrollers; {options.target} is not one",
+            help='use torch.compile(model, backend="mplan") on a CPU or GPU, or see `mplan targets`',
+        )
+    result = plan(model, args, kwargs, options=options, instruments=instruments)
+    started = time.monotonic()
+    folder = Path(out)
+    files = write_bundle(result, folder, name=name, project=project)
+    report = replace(
+        result.report,
+        seconds={**dict(result.report.seconds), "codegen": time.monotonic() - started},
+    )
+    return Compiled(result, folder, files, report)

@@ -1,0 +1,86 @@
+"""All options with their defaults, in one place; the command line and the backend share them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mplan.diagnostics import UserError
+
+SOLVERS = ("auto", "greedy", "exact", "none")
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to plan.
+
+    ``target`` names a target or a TOML file; ``budget`` limits the arena (bytes; None: what the
+    target has). ``limit`` is the solvers' time in seconds. ``pipeline`` replaces the target's
+    pipeline (text form). ``dump`` is a folder that receives every graph and plan.
+    """
+
+    target: str = "cpu"
+    budget: int | None = None
+    solver: str = "auto"
+    limit: float = 10.0
+    seed: int = 0
+    pipeline: str = ""
+    dump: str = ""
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Options:
+        """Options from loose values (``{"budget": "64KiB"}``).
+
+        UserError MP403 for an unknown key (with a suggestion), MP404 for a bad value.
+        """
+        known = {f.name for f in fields(cls)}
+        for key in given:
+            if key not in known:
+                raise _unknown_key(key, sorted(known))
+        return replace(cls(), **{k: _convert(k, v) for k, v in given.items() if v is not None})
+
+
+def parse_bytes(text: str | int) -> int:
+    """``65536``, ``"64KiB"``, ``"64 K"`` (binary), ``"1.5MB"`` (decimal) → bytes; UserError MP404."""
+    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    if not match or match[2].upper() not in _UNITS:
+        hint = "write bytes as 65536, 64KiB, 1.5MB or 2GiB"
+        raise UserError("MP404", f"{text!r} is not a number of bytes", help=hint)
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _unknown_key(key: str, known: list[str]) -> UserError:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return UserError("MP403", f"unknown option {key!r}", help=f"{hint}options: {', '.join(known)}")
+
+
+def _convert(key: str, value: Any) -> Any:
+    try:
+        if key == "budget":
+            return parse_bytes(value)
+        if key == "limit":
+            return _positive(float(value))
+        if key == "seed":
+            return int(value)
+    except (TypeError, ValueError):
+        raise UserError("MP404", f"option {key}={value!r} is not a valid number") from None
+    if key == "solver" and value not in SOLVERS:
+        raise UserError("MP404", f"unknown solver {value!r}", help=f"solvers: {', '.join(SOLVERS)}")
+    if not isinstance(value, (str, Path)):
+        raise UserError("MP404", f"option {key}={value!r} is not a text")
+    return str(value)
+
+
+def _positive(number: float) -> float:
+    if not number > 0:
+        raise ValueError
+    return number

@@ -1,0 +1,155 @@
+"""From a captured graph to a checked plan: pipelines are data, a run is instrumented.
+
+``PIPELINES`` names the passes for each family of targets. ``plan_graph`` runs one and returns the
+planned graph with its plan; the verifier runs between all passes and the checker at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from mplan.diagnostics import InternalError
+from mplan.files import write_atomic
+from mplan.ir.check import check
+from mplan.ir.graph import Graph
+from mplan.ir.plan import Plan, PlanFile
+from mplan.ir.storage import Layout, Lowered
+from mplan.ir.verify import verify
+from mplan.options import Options
+from mplan.passes.base import Context, Pass
+from mplan.passes.registry import parse_pipeline, print_pass
+from mplan.targets.load import load_target
+from mplan.targets.model import Target
+
+PIPELINES = {
+    "cpu": "canonicalize,fuse_attention,inplace,profile_scratch,schedule,allocate",
+    "gpu": "canonicalize,fuse_attention,inplace,schedule,allocate",
+    "mcu": "canonicalize,fold_batch_norm,fuse_attention,inplace,schedule,allocate",
+}
+PRODUCER = "mplan 0.1.0"
+
+
+class Instrument(Protocol):
+    """Watches a run: called after every pass with its time in seconds."""
+
+    def after(self, pass_: Pass, graph: Graph, seconds: float) -> None:
+        """``graph`` is what ``pass_`` returned."""
+
+
+@dataclass
+class Dump:
+    """Saves the graph after every pass as ``NN-pass.mpir``, with a header that says who made it."""
+
+    folder: Path
+    count: int = 0
+
+    def after(self, pass_: Pass, graph: Graph, seconds: float) -> None:
+        """Write one file."""
+        header = f"// after {print_pass(pass_)} ({seconds:.3f} s), {PRODUCER}\n"
+        path = self.folder / f"{self.count:02d}-{pass_.name}.mpir"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, f"{header}{graph}\n")
+        self.count += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A planned graph: ops in schedule order, the problem, the plan, and how it was made.
+
+    ``constants`` maps param, buffer and const inputs to tensors (passes may have folded some).
+    ``baseline_peak_bytes`` is the peak of live bytes in the captured order.
+    """
+
+    graph: Graph
+    lowered: Lowered
+    plan: Plan
+    constants: Mapping[str, Any]
+    target: Target
+    options: Options
+    baseline_peak_bytes: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def file(self, model: str = "") -> PlanFile:
+        """The plan file of this plan."""
+        return PlanFile(self.lowered.problem, self.plan, PRODUCER, model, self.target.name)
+
+
+def layout_of(target: Target, budget: int | None = None) -> Layout:
+    """Where a graph lives on ``target``.
+
+    A microcontroller has its weights in flash and the user's inputs in the arena; elsewhere both
+    belong to the caller. ``budget`` lowers the arena's capacity.
+    """
+    arena = target.arena_memory.region()
+    if budget is not None:
+        limit = budget if arena.capacity_bytes is None else min(budget, arena.capacity_bytes)
+        arena = replace(arena, capacity_bytes=limit)
+    if target.family != "mcu":
+        return Layout(arena)
+    return Layout(arena, weights=target.weights_memory.region(), inputs=arena)
+
+
+def plan_graph(
+    graph: Graph,
+    constants: Mapping[str, Any],
+    options: Options,
+    *,
+    instruments: Sequence[Instrument] = (),
+) -> Planned:
+    """Run the pipeline of the target's family (or ``options.pipeline``) and check its plan.
+
+    InfeasibleError when the plan does not fit, UserError for bad options, CheckError when a pass
+    breaks the graph.
+    """
+    started = time.monotonic()
+    target = load_target(options.target)
+    ctx = Context(
+        layout_of(target, options.budget),
+        limit_s=options.limit,
+        seed=options.seed,
+        solver=options.solver,
+        constants=constants,
+    )
+    watchers = [*instruments, *([Dump(Path(options.dump))] if options.dump else [])]
+    passes = parse_pipeline(options.pipeline or PIPELINES[target.family])
+    graph = run_passes(graph, passes, ctx, watchers)
+    if ctx.plan is None or ctx.lowered is None:
+        names = ",".join(p.name for p in passes)
+        raise InternalError("MP299", f"the pipeline {names} made no plan")
+    return Planned(
+        graph,
+        ctx.lowered,
+        ctx.plan,
+        ctx.constants,
+        target,
+        options,
+        ctx.baseline_peak_bytes or ctx.plan.peak_bytes(ctx.layout.arena.name),
+        time.monotonic() - started,
+        tuple(ctx.notes),
+    )
+
+
+def run_passes(
+    graph: Graph, passes: Sequence[Pass], ctx: Context, instruments: Sequence[Instrument] = ()
+) -> Graph:
+    """Run ``passes`` in order; the graph is verified before the first and after each."""
+    verify(graph)
+    for pass_ in passes:
+        started = time.monotonic()
+        changed = pass_.run(graph, ctx)
+        if changed is not graph:
+            verify(changed)
+        graph = changed
+        for instrument in instruments:
+            instrument.after(pass_, graph, time.monotonic() - started)
+    if ctx.plan is not None and ctx.lowered is not None:
+        violations = check(ctx.lowered.problem, ctx.plan)
+        if violations:
+            notes = tuple((f"{v.code} {v.message}", None) for v in violations)
+            raise InternalError("MP299", "the plan fails its own check", notes=notes)
+    return graph

@@ -1,0 +1,181 @@
+"""What each op allocates when PyTorch runs it on the CPU, learnt by running it once by itself.
+
+An op asks PyTorch's allocator for its results and, often, for temporaries of which no schema tells
+(a contiguous copy, a layer norm's statistics, flash attention's accumulators). ``pattern_of`` runs the
+op on zeros of the right types and writes down the requests in order: which becomes which result, and
+where the others go in a scratch area packed for just this op. The plan then knows the scratch bytes,
+and at run time the same sequence of requests is served from planned addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from mplan.ir.graph import Graph, Op
+from mplan.ir.ops import bind_arg, lookup
+from mplan.ir.plan import Buffer, Problem, Region
+from mplan.ir.types import Symbol, TensorType, Type
+from mplan.passes.base import Context, Pass
+from mplan.runtime import heap
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One allocation: of result number ``result``, or, where that is None, at a scratch ``offset``."""
+
+    size_bytes: int
+    result: int | None
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """The allocations of an op in order; ``fault`` says why they cannot be planned, if so."""
+
+    requests: tuple[Request, ...] = ()
+    scratch_bytes: int = 0
+    fault: str = ""
+
+
+_PATTERNS: dict[object, Pattern] = {}
+
+
+def callable_of(op: Op) -> Callable[..., Any]:
+    """The function that runs ``op`` on the CPU: PyTorch's operator, or what mplan has for its own."""
+    if op.kind == "mplan.attention":
+        from mplan.codegen.triton.runtime import cpu_attention
+
+        return cpu_attention
+    if op.kind.startswith("mplan."):
+        return lookup(op.kind).reference
+    from mplan.ir.aten_ops import overload
+
+    function: Callable[..., Any] = overload(op.kind)
+    return function
+
+
+def arguments(op: Op, env: Mapping[str, Any], symbols: Mapping[str, int]) -> dict[str, Any]:
+    """The arguments of ``op`` as its callable takes them."""
+    if op.loop:
+        return {"loop": op.loop, "operands": tuple(env[name] for name in op.operands)}
+    bound = {name: bind_arg(arg, env, symbols) for name, arg in op.args}
+    if op.kind.startswith("mplan."):
+        return bound
+    from mplan.ir.aten_ops import to_torch
+
+    return to_torch(op.kind, bound)
+
+
+def pattern_of(op: Op, types: Mapping[str, Type], symbols: Mapping[str, Symbol]) -> Pattern:
+    """What ``op`` allocates at the upper bound of all sizes; ``types`` are bounded already."""
+    highs = {s.name: s.high for s in symbols.values()}
+    key = _signature(op, types, highs)
+    if key not in _PATTERNS:
+        _PATTERNS[key] = _learn(op, types, highs)
+    return _PATTERNS[key]
+
+
+def _signature(op: Op, types: Mapping[str, Type], highs: Mapping[str, int]) -> object:
+    import torch
+
+    bound = tuple((name, bind_arg(arg, types, highs)) for name, arg in op.args)
+    shared = tuple(v.alias.kind if v.alias else "" for v in op.values)
+    return (
+        op.kind,
+        bound,
+        op.loop,
+        tuple(types[n] for n in op.operands),
+        shared,
+        torch.get_num_threads(),
+    )
+
+
+def _learn(op: Op, types: Mapping[str, Type], highs: Mapping[str, int]) -> Pattern:
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes(), torch.no_grad():
+        state = torch.get_rng_state()
+        try:
+            samples = {name: _sample(types[name]) for name in dict.fromkeys(op.operands)}
+            return _observe(op, arguments(op, samples, highs))
+        except Exception as e:  # an operator may reject zeros (a Cholesky factor of them, say)
+            return Pattern(fault=f"cannot be tried on zeros: {str(e).splitlines()[0]}")
+        finally:
+            torch.set_rng_state(state)
+
+
+def _sample(type_: Type) -> Any:
+    from mplan.ir.aten_ops import _fake
+
+    sample = _fake(type_)
+    return sample.zero_() if hasattr(sample, "zero_") else sample
+
+
+def _observe(op: Op, args: dict[str, Any]) -> Pattern:
+    from mplan.ir.aten_ops import flat_results
+
+    function = callable_of(op)
+    with heap.record() as tape:
+        results = flat_results(function(**args))
+    owners: dict[int, int] = {}
+    for number, result in enumerate(results):
+        if hasattr(result, "untyped_storage") and result.untyped_storage().nbytes():
+            index = tape.index_of(result.untyped_storage().data_ptr())
+            if index is not None:
+                owners.setdefault(index, number)
+    kept = [a for a in tape.allocations if a.index not in owners and a.freed_at is None]
+    if kept:
+        return Pattern(fault=f"keeps {sum(a.size_bytes for a in kept):,} B beyond its results")
+    return _packed(op, tape, owners)
+
+
+def _packed(op: Op, tape: heap.Tape, owners: Mapping[int, int]) -> Pattern:
+    """Requests with the temporaries packed by their lifetimes inside the op."""
+    from mplan.passes.allocate import allocate
+
+    scratch = [a for a in tape.allocations if a.index not in owners]
+    region = Region("scratch", alignment=heap.ALIGNMENT_BYTES)
+    buffers = tuple(
+        Buffer(str(a.index), a.size_bytes, ("scratch",), lifetime=(a.at, a.freed_at or a.at + 1))
+        for a in scratch
+    )
+    problem = Problem(op.kind, (region,), buffers)
+    placed = allocate(problem, (), solver="greedy", limit_s=0.1)
+    offsets = {scratch[p.buffer].index: p.offset for p in placed.placements}
+    requests = tuple(
+        Request(a.size_bytes, owners.get(a.index), offsets.get(a.index, 0)) for a in tape.allocations
+    )
+    return Pattern(requests, placed.height_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileScratch(Pass):
+    """Write the scratch bytes of every op into the graph, as PyTorch's CPU kernels need them.
+
+    Nothing to do where the heap cannot be installed (the graph will run with eager allocation).
+    """
+
+    name: ClassVar[str] = "profile_scratch"
+
+    def run(self, graph: Graph, ctx: Context) -> Graph:
+        """The graph with ``scratch_bytes`` set."""
+        if heap.unavailable():
+            return graph
+        table = graph.symbol_table
+        types = {v.name: bounded(v.type, table) for v in graph.values}
+        ops = tuple(self._annotated(op, types, table) for op in graph.ops)
+        return graph if ops == graph.ops else replace(graph, ops=ops)
+
+    def _annotated(self, op: Op, types: Mapping[str, Type], table: Mapping[str, Symbol]) -> Op:
+        if op.is_view:
+            return op
+        scratch = pattern_of(op, types, table).scratch_bytes
+        return op if scratch == op.scratch_bytes else replace(op, scratch_bytes=scratch)
+
+
+def bounded(type_: Type, table: Mapping[str, Symbol]) -> Type:
+    """``type_`` at the upper bound of all symbols."""
+    return type_.bounded(table) if isinstance(type_, TensorType) else type_

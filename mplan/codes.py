@@ -18,8 +18,13 @@ class Code:
 CODES: dict[str, Code] = {
     "MP101": Code(
         "syntax error in the text of a graph",
-        "The text does not follow the grammar of `.mpir` files. The message says what was "
-        "expected at the place that it names.",
+        "The text does not follow the grammar of `.mpir` files. The message says what was expected at "
+        "the place that it names. A graph is written:\n\n"
+        '    graph @net(%x: f32[1,8] "image", param %w: f32[4,8] "fc.weight") {\n'
+        '      %y: f32[1,4] = aten.linear.default(input=%x, weight=%w) loc("net.py":7 in "fc")\n'
+        "      %z: f32[4] view(%y) = aten.view.default(self=%y, size=[-1])\n"
+        "      return %z\n"
+        "    }",
     ),
     "MP102": Code(
         "unknown operator",

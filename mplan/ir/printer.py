@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 from mplan.ir.graph import Alias, Arg, Carry, Concat, Graph, Input, Loc, Loop, Op, Ref, Slice, Value
 from mplan.ir.types import Dim, DType, ScalarType, Sym, Type
+
+_BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
 
 def print_graph(graph: Graph, indent: str = "") -> str:
     """The text of ``graph``; ``parse(print_graph(g)) == g``."""
     inputs = ", ".join(_input(i) for i in graph.inputs)
-    symbols = ", ".join(f"{s.name} in [{s.low}, {s.high}]" for s in graph.symbols)
+    symbols = ", ".join(f"{_name(s.name)} in [{s.low}, {s.high}]" for s in graph.symbols)
     head = f"graph @{_name(graph.name)}({inputs})" + (f" symbols({symbols})" if symbols else "")
     body = [f"{indent}  {print_op(op, indent + '  ')}" for op in graph.ops]
     body.append(f"{indent}  return {', '.join(print_arg(a) for a in graph.outputs)}".rstrip())
@@ -31,8 +34,10 @@ def print_graph(graph: Graph, indent: str = "") -> str:
 def print_op(op: Op, indent: str = "") -> str:
     """One op, without a newline at the end (a loop has its body's lines inside)."""
     results = ", ".join("_" if v is None else _value(v) for v in op.results)
-    args = ", ".join(f"{name}={print_arg(arg)}" for name, arg in op.args)
-    text = f"{results} = {op.kind}({args})" if results else f"{op.kind}({args})"
+    args = ", ".join(f"{_name(name)}={print_arg(arg)}" for name, arg in op.args)
+    text = f"{_kind(op.kind)}({args})"
+    if results:
+        text = f"{results} = {text}"
     if op.scratch_bytes:
         text += f" scratch({op.scratch_bytes})"
     if op.loop:
@@ -43,7 +48,7 @@ def print_op(op: Op, indent: str = "") -> str:
 def print_arg(arg: Arg) -> str:
     """An argument: ``%ref``, number, ``true``, ``none``, ``"text"``, ``dtype(f32)``, ``{s0*2}``."""
     if isinstance(arg, Ref):
-        return f"%{arg.name}"
+        return _ref(arg.name)
     if isinstance(arg, tuple):
         return "[" + ", ".join(print_arg(a) for a in arg) + "]"
     if isinstance(arg, DType):
@@ -80,17 +85,26 @@ def _dims(dims: tuple[Dim, ...]) -> str:
 
 
 def _name(name: str) -> str:
-    return name if name.isidentifier() and name.isascii() else json.dumps(name)
+    return name if _BARE.fullmatch(name) else json.dumps(name)
+
+
+def _kind(kind: str) -> str:
+    """A bare kind has a dot, so that it cannot be taken for ``return`` or ``_``."""
+    return _name(kind) if "." in kind else json.dumps(kind)
+
+
+def _ref(name: str) -> str:
+    return "%" + _name(name)
 
 
 def _value(value: Value) -> str:
     alias = f" {_alias(value.alias)}" if value.alias else ""
-    return f"%{value.name}: {print_type(value.type)}{alias}"
+    return f"{_ref(value.name)}: {print_type(value.type)}{alias}"
 
 
 def _alias(alias: Alias) -> str:
     offset = f" + {print_arg(alias.offset_bytes)}" if alias.offset_bytes != 0 else ""
-    return f"{alias.kind}(%{alias.of}{offset})"
+    return f"{alias.kind}({_ref(alias.of)}{offset})"
 
 
 def _input(item: Input) -> str:
@@ -110,10 +124,10 @@ def _loc(loc: Loc) -> str:
 
 def _loop(loop: Loop, indent: str) -> str:
     inner = indent + "  "
-    lines = [f"axis {a.name} = {a.extent} by {a.step}" for a in loop.axes]
+    lines = [f"axis {_name(a.name)} = {a.extent} by {a.step}" for a in loop.axes]
     for window in loop.windows:
         slices = "; ".join(_slice(s) for s in window.slices)
-        lines.append(f"in %{window.operand}" + (f" [{slices}]" if slices else ""))
+        lines.append(f"in {_ref(window.operand)}" + (f" [{slices}]" if slices else ""))
     for result in loop.results:
         lines.append(_loop_result(result))
     lines.append("body " + print_graph(loop.body, inner))
@@ -121,7 +135,7 @@ def _loop(loop: Loop, indent: str) -> str:
 
 
 def _slice(s: Slice) -> str:
-    text = f"{s.dim} by {s.axis}"
+    text = f"{s.dim} by {_name(s.axis)}"
     for word, number, default in (
         ("scale", s.scale, 1),
         ("offset", s.offset, 0),
@@ -134,6 +148,6 @@ def _slice(s: Slice) -> str:
 
 def _loop_result(result: Concat | Carry) -> str:
     if isinstance(result, Carry):
-        return f"out carry %{result.init}"
+        return f"out carry {_ref(result.init)}"
     pairs = zip(result.dims, result.axes, strict=True)
-    return "out concat [" + "; ".join(f"{dim} by {axis}" for dim, axis in pairs) + "]"
+    return "out concat [" + "; ".join(f"{dim} by {_name(axis)}" for dim, axis in pairs) + "]"

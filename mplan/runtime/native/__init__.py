@@ -1,0 +1,1 @@
+"""The C sources of the CPU heap, and the function that builds them."""

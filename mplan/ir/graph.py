@@ -150,18 +150,29 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
+class Scratch:
+    """Bytes that an op needs only while it runs: during its phases ``[start, end)``."""
+
+    size_bytes: int
+    start: int = 0
+    end: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Op:
     """An operator: ``kind`` names a row of the op table, ``args`` follow its schema by name.
 
-    ``scratch_bytes`` is memory that the op needs only while it runs. A result is None where the
-    schema has one that this call does not compute.
+    A result is None where the schema has one that this call does not compute. An op that frees
+    scratch before it claims more memory runs in *phases*; ``births`` says for each result in which
+    phase its bytes are claimed (empty: all in phase 0), so later results may lie where scratch was.
     """
 
     kind: str
     args: tuple[tuple[str, Arg], ...]
     results: tuple[Value | None, ...]
     loc: Loc | None = None
-    scratch_bytes: int = 0
+    scratch: tuple[Scratch, ...] = ()
+    births: tuple[int, ...] = ()
     loop: Loop | None = None
 
     def arg(self, name: str, default: Arg = None) -> Arg:
@@ -184,6 +195,15 @@ class Op:
     def values(self) -> tuple[Value, ...]:
         """The results that exist."""
         return tuple(v for v in self.results if v is not None)
+
+    @property
+    def phases(self) -> int:
+        """How many phases the op has; at least one."""
+        return max([1, *(s.end for s in self.scratch), *(b + 1 for b in self.births)])
+
+    def birth(self, number: int) -> int:
+        """The phase in which the bytes of result ``number`` are claimed."""
+        return self.births[number] if self.births else 0
 
     @property
     def result(self) -> Value:

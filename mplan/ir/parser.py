@@ -10,7 +10,8 @@ Grammar, by recursive descent (``NAME`` may be quoted)::
     type    = DTYPE "[" [dim {"," dim}] "]" ["<" [dim {"," dim}] ">"] | "int" | "float" | "bool"
     dim     = INT | "{" EXPRESSION "}"
     op      = [result {"," result} "="] KIND "(" [NAME "=" arg {"," NAME "=" arg}] ")"
-              ["scratch" "(" INT ")"] ["loop" loop] ["loc" "(" [STRING ":" INT] ["in" STRING] ")"]
+              ["scratch" "(" INT ["in" INT "to" INT] {","…} ")"]
+              ["births" "(" INT {"," INT} ")"] ["loop" loop] ["loc" "(" [STRING ":" INT] ["in" STRING] ")"]
     result  = "_" | value
     arg     = "%" NAME | INT | FLOAT | "nan" | STRING | "true" | "false" | "none"
             | "dtype" "(" DTYPE ")" | "{" EXPRESSION "}" | "[" [arg {"," arg}] "]"
@@ -40,6 +41,7 @@ from mplan.ir.graph import (
     Op,
     Ref,
     Role,
+    Scratch,
     Slice,
     Value,
     Window,
@@ -188,14 +190,22 @@ class _Parser:
             scan.expect("=", _OP_HELP)
         kind = scan.name("an op or 'return'", _OP_HELP)
         args = self.bracketed("(", ")", self.named_arg)
-        scratch = 0
-        if scan.accept_word("scratch"):
-            scan.expect("(")
-            scratch = scan.integer("the bytes of scratch memory")
-            scan.expect(")")
+        scratch = self.bracketed("(", ")", self.scratch) if scan.accept_word("scratch") else ()
+        births = self.bracketed("(", ")", self.birth) if scan.accept_word("births") else ()
         loop = self.loop() if scan.accept_word("loop") else None
         loc = self.loc() if scan.accept_word("loc") else None
-        return Op(kind, args, results, loc, scratch, loop)
+        return Op(kind, args, results, loc, scratch, births, loop)
+
+    def scratch(self) -> Scratch:
+        size = self.scan.integer("the bytes of scratch memory")
+        if not self.scan.accept_word("in"):
+            return Scratch(size)
+        start = self.scan.integer("the first phase")
+        self.scan.expect_word("to")
+        return Scratch(size, start, self.scan.integer("the phase after the last one"))
+
+    def birth(self) -> int:
+        return self.scan.integer("the phase in which a result is claimed")
 
     def result(self) -> Value | None:
         return None if self.scan.accept_word("_") else self.value()

@@ -15,7 +15,21 @@ import json
 import math
 import re
 
-from mplan.ir.graph import Alias, Arg, Carry, Concat, Graph, Input, Loc, Loop, Op, Ref, Slice, Value
+from mplan.ir.graph import (
+    Alias,
+    Arg,
+    Carry,
+    Concat,
+    Graph,
+    Input,
+    Loc,
+    Loop,
+    Op,
+    Ref,
+    Scratch,
+    Slice,
+    Value,
+)
 from mplan.ir.types import Dim, DType, ScalarType, Sym, Type
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -38,8 +52,10 @@ def print_op(op: Op, indent: str = "") -> str:
     text = f"{_kind(op.kind)}({args})"
     if results:
         text = f"{results} = {text}"
-    if op.scratch_bytes:
-        text += f" scratch({op.scratch_bytes})"
+    if op.scratch:
+        text += f" scratch({', '.join(_scratch(s) for s in op.scratch)})"
+    if op.births:
+        text += f" births({', '.join(str(b) for b in op.births)})"
     if op.loop:
         text += " " + _loop(op.loop, indent)
     return text + (f" {_loc(op.loc)}" if op.loc else "")
@@ -111,6 +127,11 @@ def _input(item: Input) -> str:
     role = "" if item.role == "input" else f"{item.role} "
     source = f" {json.dumps(item.source)}" if item.source else ""
     return f"{role}{_value(item.value)}{source}" + (" donated" if item.donated else "")
+
+
+def _scratch(scratch: Scratch) -> str:
+    phases = "" if (scratch.start, scratch.end) == (0, 1) else f" in {scratch.start} to {scratch.end}"
+    return f"{scratch.size_bytes}{phases}"
 
 
 def _loc(loc: Loc) -> str:

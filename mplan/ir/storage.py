@@ -44,14 +44,17 @@ class Storages:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A problem and the way back: ``buffer_of[root value]`` and ``scratch_of[op index]``.
+    """A problem and the way back to the graph.
 
-    Storages that are not planned (the caller's inputs and weights) are absent.
+    ``buffer_of[root value]`` and ``scratch_of[op index]`` name buffers, the latter in the order of
+    ``Op.scratch``; ``op_of[step]`` is the index of the op whose phase the step is. Storages that are
+    not planned (the caller's inputs and weights) are absent.
     """
 
     problem: Problem
     buffer_of: Mapping[str, int]
-    scratch_of: Mapping[int, int]
+    scratch_of: Mapping[int, tuple[int, ...]]
+    op_of: tuple[int, ...]
     storages: Storages
 
 
@@ -78,6 +81,8 @@ def _nbytes(value: Value, table: Mapping[str, Symbol]) -> int:
 def problem_of(graph: Graph, layout: Layout) -> Lowered:
     """The planning problem of ``graph`` on ``layout``; steps stand in the graph's order.
 
+    Each phase of an op is a step; those of one op follow each other.
+
     A storage that a returned value lies in is ``live_out``. A user input that is planned is
     ``live_in`` and may be overwritten after its last use.
     """
@@ -90,7 +95,8 @@ class _Lowering:
     layout: Layout
     buffers: list[Buffer] = field(default_factory=list)
     buffer_of: dict[str, int] = field(default_factory=dict)
-    scratch_of: dict[int, int] = field(default_factory=dict)
+    scratch_of: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    op_of: list[int] = field(default_factory=list)
 
     def run(self) -> Lowered:
         graph = self.graph
@@ -108,7 +114,7 @@ class _Lowering:
                     self._add(value, found, self.layout.arena, kind, outputs, op=op)
         steps = self._steps(found)
         problem = Problem(graph.name, self.layout.regions, tuple(self.buffers), steps)
-        return Lowered(problem, self.buffer_of, self.scratch_of, found)
+        return Lowered(problem, self.buffer_of, self.scratch_of, tuple(self.op_of), found)
 
     def _input_region(self, item: Input) -> Region | None:
         return self.layout.inputs if item.role == "input" else self.layout.weights
@@ -143,33 +149,58 @@ class _Lowering:
 
     def _steps(self, found: Storages) -> tuple[Step, ...]:
         order = _Precedence(found)
-        steps = []
+        steps: list[Step] = []
+        last_step: list[int] = []
         for index, op in enumerate(self.graph.ops):
-            used = [found.root[name] for name in op.operands] if not op.is_view else []
-            reads = {self.buffer_of[r] for r in used if r in self.buffer_of}
-            written = [found.root[v.name] for v in op.values if not op.is_view]
-            writes = {self.buffer_of[r] for r in written if r in self.buffer_of}
-            if op.scratch_bytes:
-                self.scratch_of[index] = len(self.buffers)
-                writes.add(len(self.buffers))
-                self.buffers.append(self._scratch(op, index))
-            steps.append(
-                Step(
-                    name=op.values[0].name if op.values else f"{op.kind}#{index}",
-                    reads=tuple(sorted(reads)),
-                    writes=tuple(sorted(writes)),
-                    after=order.of(index, op),
-                    kind=op.kind,
-                    where=str(op.loc) if op.loc else "",
-                )
-            )
+            scratch = self._scratch(op, index)
+            after = tuple(sorted(last_step[before] for before in order.of(index, op)))
+            for phase in range(op.phases):
+                steps.append(self._step(op, index, phase, after, scratch, found))
+                after = (len(steps) - 1,)
+            self.op_of += [index] * op.phases
+            last_step.append(len(steps) - 1)
         return tuple(steps)
 
-    def _scratch(self, op: Op, index: int) -> Buffer:
-        name = f"{op.values[0].name if op.values else index}.scratch"
+    def _step(
+        self,
+        op: Op,
+        index: int,
+        phase: int,
+        after: tuple[int, ...],
+        scratch: tuple[int, ...],
+        found: Storages,
+    ) -> Step:
+        used = [] if op.is_view else [found.root[name] for name in op.operands]
+        written = [] if op.is_view else _born(op, phase, found)
+        temporaries = zip(scratch, op.scratch, strict=True)
+        writes = {self.buffer_of[r] for r in written if r in self.buffer_of}
+        writes |= {buffer for buffer, s in temporaries if s.start <= phase < s.end}
+        name = op.values[0].name if op.values else f"{op.kind}#{index}"
+        return Step(
+            name=name if op.phases == 1 else f"{name}.{phase}",
+            reads=tuple(sorted({self.buffer_of[r] for r in used if r in self.buffer_of})),
+            writes=tuple(sorted(writes)),
+            after=after,
+            kind=op.kind,
+            where=str(op.loc) if op.loc else "",
+        )
+
+    def _scratch(self, op: Op, index: int) -> tuple[int, ...]:
+        first = len(self.buffers)
+        name = op.values[0].name if op.values else str(index)
         where = str(op.loc) if op.loc else ""
-        region = self.layout.arena.name
-        return Buffer(name, op.scratch_bytes, (region,), kind="scratch", where=where)
+        regions = (self.layout.arena.name,)
+        for i, s in enumerate(op.scratch):
+            label = f"{name}.scratch{i}"
+            self.buffers.append(Buffer(label, s.size_bytes, regions, kind="scratch", where=where))
+        self.scratch_of[index] = tuple(range(first, len(self.buffers)))
+        return self.scratch_of[index]
+
+
+def _born(op: Op, phase: int, found: Storages) -> list[str]:
+    """The storages of the results that exist in ``phase``."""
+    numbered = ((n, v) for n, v in enumerate(op.results) if v is not None)
+    return [found.root[v.name] for n, v in numbered if op.birth(n) <= phase]
 
 
 class _Precedence:

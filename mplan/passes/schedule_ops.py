@@ -29,23 +29,38 @@ class ScheduleOps(Pass):
         from mplan.passes.planner import baseline
         from mplan.passes.schedule import schedule
 
-        problem = problem_of(graph, ctx.layout).problem
-        ctx.baseline_peak_bytes = baseline(problem)
+        lowered = problem_of(graph, ctx.layout)
+        ctx.baseline_peak_bytes = baseline(lowered.problem)
         ordered = schedule(
-            problem,
+            lowered.problem,
             solver=self.solver or ctx.solver,
             limit_s=self.limit_s or ctx.limit_s / 2,
             seed=ctx.seed,
         )
-        ctx.schedule_certificate = _renumber(ordered.certificate, ordered.order)
-        if ordered.order == tuple(range(len(graph.ops))):
+        order = _ops_in_order(ordered.order, lowered.op_of)
+        ctx.schedule_certificate = _renumber(ordered.certificate, order, lowered.op_of)
+        if order == tuple(range(len(graph.ops))):
             return graph
-        return replace(graph, ops=tuple(graph.ops[i] for i in ordered.order))
+        return replace(graph, ops=tuple(graph.ops[i] for i in order))
 
 
-def _renumber(certificate: Certificate, order: tuple[int, ...]) -> Certificate:
-    """Witness steps of a working set, given by captured index, named by their new position."""
+def _ops_in_order(steps: tuple[int, ...], op_of: tuple[int, ...]) -> tuple[int, ...]:
+    """The ops by their last phase.
+
+    Another op between two phases of an op could as well run before the first: an op holds its
+    operands until its last phase, so no more is live then. The peak does not grow.
+    """
+    last = {op_of[step]: position for position, step in enumerate(steps)}
+    return tuple(sorted(last, key=last.__getitem__))
+
+
+def _renumber(certificate: Certificate, order: tuple[int, ...], op_of: tuple[int, ...]) -> Certificate:
+    """Witness steps of a working set, numbered as they stand in the reordered graph."""
     if certificate.bound_kind != "working_set":
         return certificate
-    position = {step: p for p, step in enumerate(order)}
+    steps_of: dict[int, list[int]] = {}
+    for step, op in enumerate(op_of):
+        steps_of.setdefault(op, []).append(step)
+    renumbered = [step for op in order for step in steps_of[op]]
+    position = {step: p for p, step in enumerate(renumbered)}
     return replace(certificate, witness=tuple(position[w] for w in certificate.witness))

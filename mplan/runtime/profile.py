@@ -3,8 +3,8 @@
 An op asks PyTorch's allocator for its results and, often, for temporaries of which no schema tells
 (a contiguous copy, a layer norm's statistics, flash attention's accumulators). ``pattern_of`` runs the
 op on zeros of the right types and writes down the requests in order: which becomes which result, and
-where the others go in a scratch area packed for just this op. The plan then knows the scratch bytes,
-and at run time the same sequence of requests is served from planned addresses.
+which are scratch, in which phase of the op. The plan then knows the scratch memory, and at run time
+the same sequence of requests is served from planned addresses.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from mplan.ir.graph import Graph, Op
+from mplan.ir.graph import Graph, Op, Scratch
 from mplan.ir.ops import bind_arg, lookup
-from mplan.ir.plan import Buffer, Problem, Region
 from mplan.ir.types import Symbol, TensorType, Type
 from mplan.passes.base import Context, Pass
 from mplan.runtime import heap
@@ -23,22 +22,29 @@ from mplan.runtime import heap
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One allocation: of result number ``result``, or, where that is None, at a scratch ``offset``."""
+    """One allocation: for result number ``result``, or (None) at ``offset`` of scratch ``scratch``."""
 
     size_bytes: int
     result: int | None
+    scratch: int = 0
     offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """The allocations of an op in order; ``fault`` says why they cannot be planned, if so."""
+    """The allocations of an op in order, and the memory they need, in the terms of ``Op``.
+
+    ``fault`` says why they cannot be planned, if so.
+    """
 
     requests: tuple[Request, ...] = ()
-    scratch_bytes: int = 0
+    scratch: tuple[Scratch, ...] = ()
+    births: tuple[int, ...] = ()
     fault: str = ""
 
 
+#: Ops with more temporaries than this get them packed into one scratch area.
+_MOST_TEMPORARIES = 24
 _PATTERNS: dict[object, Pattern] = {}
 
 
@@ -129,31 +135,61 @@ def _observe(op: Op, args: dict[str, Any]) -> Pattern:
     kept = [a for a in tape.allocations if a.index not in owners and a.freed_at is None]
     if kept:
         return Pattern(fault=f"keeps {sum(a.size_bytes for a in kept):,} B beyond its results")
-    return _packed(op, tape, owners)
+    if len(tape.allocations) - len(owners) > _MOST_TEMPORARIES:
+        return _packed(tape, owners)
+    return _phased(tape, owners, len(op.results))
 
 
-def _packed(op: Op, tape: heap.Tape, owners: Mapping[int, int]) -> Pattern:
-    """Requests with the temporaries packed by their lifetimes inside the op."""
-    from mplan.passes.allocate import allocate
+def _phased(tape: heap.Tape, owners: Mapping[int, int], results: int) -> Pattern:
+    """Every temporary as scratch of its own; a request after a release begins a new phase."""
+    phase_at: list[int] = []
+    phase, released = 0, False
+    for event in tape.events:
+        born = isinstance(event, heap.Alloc)
+        phase += born and released
+        released = not born
+        phase_at.append(phase)
+    births = [0] * results
+    requests, scratch = [], []
+    for a in tape.allocations:
+        owner = owners.get(a.index)
+        requests.append(Request(a.size_bytes, owner, len(scratch)))
+        if owner is not None:
+            births[owner] = phase_at[a.at]
+        else:
+            assert a.freed_at is not None
+            scratch.append(Scratch(a.size_bytes, phase_at[a.at], phase_at[a.freed_at] + 1))
+    return Pattern(tuple(requests), tuple(scratch), tuple(births) if any(births) else ())
 
-    scratch = [a for a in tape.allocations if a.index not in owners]
-    region = Region("scratch", alignment=heap.ALIGNMENT_BYTES)
-    buffers = tuple(
-        Buffer(str(a.index), a.size_bytes, ("scratch",), lifetime=(a.at, a.freed_at or a.at + 1))
-        for a in scratch
-    )
-    problem = Problem(op.kind, (region,), buffers)
-    placed = allocate(problem, (), solver="greedy", limit_s=0.1)
-    offsets = {scratch[p.buffer].index: p.offset for p in placed.placements}
+
+def _packed(tape: heap.Tape, owners: Mapping[int, int]) -> Pattern:
+    """All temporaries in one scratch area, larger ones at the lowest free offset first."""
+    offsets: dict[int, int] = {}
+    placed: list[tuple[heap.Alloc, int]] = []
+    temporaries = [a for a in tape.allocations if a.index not in owners]
+    for a in sorted(temporaries, key=lambda a: (-a.size_bytes, a.index)):
+        offsets[a.index] = _lowest_offset(a, placed)
+        placed.append((a, offsets[a.index]))
+    height = max((offset + a.size_bytes for a, offset in placed), default=0)
     requests = tuple(
-        Request(a.size_bytes, owners.get(a.index), offsets.get(a.index, 0)) for a in tape.allocations
+        Request(a.size_bytes, owners.get(a.index), 0, offsets.get(a.index, 0)) for a in tape.allocations
     )
-    return Pattern(requests, placed.height_bytes)
+    return Pattern(requests, (Scratch(height),))
+
+
+def _lowest_offset(a: heap.Alloc, placed: list[tuple[heap.Alloc, int]]) -> int:
+    offset = 0
+    for other, start in sorted(placed, key=lambda guest: guest[1]):
+        assert a.freed_at is not None and other.freed_at is not None
+        together = other.at < a.freed_at and a.at < other.freed_at
+        if together and start < offset + a.size_bytes and offset < start + other.size_bytes:
+            offset = -(-(start + other.size_bytes) // heap.ALIGNMENT_BYTES) * heap.ALIGNMENT_BYTES
+    return offset
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileScratch(Pass):
-    """Write the scratch bytes of every op into the graph, as PyTorch's CPU kernels need them.
+    """Write the scratch memory of every op into the graph, as PyTorch's CPU kernels need it.
 
     Nothing to do where the heap cannot be installed (the graph will run with eager allocation).
     """
@@ -161,7 +197,7 @@ class ProfileScratch(Pass):
     name: ClassVar[str] = "profile_scratch"
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
-        """The graph with ``scratch_bytes`` set."""
+        """The graph with ``scratch`` and ``births`` set."""
         if heap.unavailable():
             return graph
         table = graph.symbol_table
@@ -172,8 +208,8 @@ class ProfileScratch(Pass):
     def _annotated(self, op: Op, types: Mapping[str, Type], table: Mapping[str, Symbol]) -> Op:
         if op.is_view:
             return op
-        scratch = pattern_of(op, types, table).scratch_bytes
-        return op if scratch == op.scratch_bytes else replace(op, scratch_bytes=scratch)
+        found = pattern_of(op, types, table)
+        return replace(op, scratch=found.scratch, births=found.births)
 
 
 def bounded(type_: Type, table: Mapping[str, Symbol]) -> Type:

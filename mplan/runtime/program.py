@@ -221,20 +221,19 @@ class _Writer:
         if pattern.fault:
             self._fall_back(op, pattern.fault)
             return []
-        scratch = self.lowered.scratch_of.get(index)
-        base = self.offset_of[scratch] if scratch is not None else 0
+        scratch = self.lowered.scratch_of[index]
         slots = []
         for request in pattern.requests:
             if request.result is None:
+                base = self.offset_of[scratch[request.scratch]]
                 slots.append(heap.Slot(request.size_bytes, base + request.offset))
             else:
                 slots.append(self._result_slot(op, request.result, request.size_bytes))
         return slots
 
     def _result_slot(self, op: Op, number: int, size_bytes: int) -> heap.Slot:
-        value = op.results[number]
-        root = self.roots[value.name] if value is not None else ""
-        buffer = self.lowered.buffer_of.get(root)
+        value = op.results[number] if number < len(op.results) else None
+        buffer = self.lowered.buffer_of.get(self.roots[value.name]) if value is not None else None
         if value is None or buffer is None:
             self._fall_back(op, f"allocates {size_bytes:,} B for a result that is not planned")
             return heap.UNPLANNED

@@ -99,6 +99,32 @@ CODES: dict[str, Code] = {
         "Sizes are integer expressions of + - * // % max and min over the dynamic dimensions. The size "
         "named in the message uses something else, such as a true division or a square root.",
     ),
+    "MP306": Code(
+        "no such model file",
+        "The model is given as `model.py`, `model.py:function` or `model.pt2`; the file does not exist.",
+    ),
+    "MP307": Code(
+        "the model file raises an error",
+        "Running the file, or its get_model() or get_inputs(), raises. The place is the innermost line "
+        "of your own code that the error passed through.",
+    ),
+    "MP308": Code(
+        "the model file lacks a name",
+        "A model file defines get_model() or model, and get_inputs() or example_inputs. With "
+        "`model.py:name` the model is taken from that name instead; it may also yield the pair "
+        "(model, inputs).",
+    ),
+    "MP309": Code(
+        "the loss is not differentiable",
+        "A training step needs a loss that is one scalar tensor and depends on at least one parameter "
+        "that requires a gradient.",
+    ),
+    "MP310": Code(
+        "the model file yields something of the wrong type",
+        "The model must be a torch.nn.Module or an exported program (a .pt2 file written by "
+        "torch.export.save); the inputs a tensor, a tuple of arguments, a dict of keyword arguments, "
+        "or a pair of both.",
+    ),
     "MP401": Code(
         "unknown target",
         "No target of this name is built in. `mplan targets` lists them; a path to a TOML file works "

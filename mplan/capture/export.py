@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mplan.capture.captured import Captured
-from mplan.capture.fx import GraphReader, Source
-from mplan.capture.source import where_of_exception
+from mplan.capture.fx import GraphReader, Source, without_unused_constants
+from mplan.capture.source import where_of_exception, whole_stacks
 from mplan.capture.symbols import SymbolReader, read_range
 from mplan.diagnostics import MplanError, UnsupportedError, UserError
 from mplan.ir.graph import Graph, Role
@@ -59,15 +60,18 @@ def export(
     import torch
 
     try:
-        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        with whole_stacks():
+            return torch.export.export(
+                module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            )
     except Exception as e:
-        raise _explain(e, module, args, kwargs) from e
+        raise explain(e, module, args, kwargs) from e
 
 
-def _explain(
+def explain(
     error: Exception, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> MplanError:
-    """Tell apart a model that is wrong from one that torch.export cannot trace."""
+    """What to raise when tracing failed: MP303 if the model fails without it as well, else MP301."""
     import torch
 
     try:
@@ -94,12 +98,7 @@ def capture_exported(
     with torch.no_grad():
         table = torch.export.default_decompositions() if decompose else composite_table()
         lowered = program.run_decompositions(table)
-    ranges = {}
-    for symbol, range_ in lowered.range_constraints.items():
-        low, high = read_range(range_)
-        if high is not None:
-            ranges[str(symbol)] = (low, high)
-    reader = GraphReader(name, SymbolReader(ranges), _sources(lowered))
+    reader = GraphReader(name, SymbolReader(known_ranges(lowered)), _sources(lowered))
     return _finish(reader, reader.read(lowered.graph_module), lowered)
 
 
@@ -139,44 +138,60 @@ def _sources(program: ExportedProgram) -> dict[str, Source]:
     return found
 
 
+def known_ranges(program: ExportedProgram) -> dict[str, tuple[int, int]]:
+    """The bounds of the program's symbols; those without an upper bound are absent."""
+    ranges = {str(s): read_range(r) for s, r in program.range_constraints.items()}
+    return {name: (low, high) for name, (low, high) in ranges.items() if high is not None}
+
+
 def _finish(reader: GraphReader, graph: Graph, program: ExportedProgram) -> Captured:
     """Put the user's outputs first and drop constants that nothing reads."""
     from torch.export.graph_signature import InputKind, OutputKind
 
-    specs = program.graph_signature.output_specs
-    order = sorted(range(len(specs)), key=lambda i: specs[i].kind is not OutputKind.USER_OUTPUT)
-    names = {i.source: i.value.name for i in graph.inputs}
-    mutations = {}
-    for position, index in enumerate(order):
-        spec = specs[index]
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            mutations[position] = names[spec.target or ""]
-    used = {name for op in graph.ops for name in op.operands} | set(graph.output_names)
-    used |= set(mutations.values())
-    user = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
-    leaf = {getattr(arg, "name", ""): i for i, arg in enumerate(user)}
-    kept = tuple(i for i in graph.inputs if i.role in ("input", "symbol") or i.value.name in used)
-    outputs = tuple(graph.outputs[i] for i in order)
-    graph = Graph(graph.name, kept, graph.ops, outputs, graph.symbols)
-    leaves = tuple(leaf[n] for n in reader.input_nodes if n in leaf)
-    flat = _example_leaves(program)
-    return Captured(
+    signature = program.graph_signature
+    kinds = [spec.kind for spec in signature.output_specs]
+    order = sorted(range(len(kinds)), key=lambda i: kinds[i] is not OutputKind.USER_OUTPUT)
+    user = kinds.count(OutputKind.USER_OUTPUT)
+    targets = (signature.output_specs[i].target or "" for i in order[user:])
+    mutations = {user + i: reader.named[target] for i, target in enumerate(targets)}
+    graph = replace(graph, outputs=tuple(graph.outputs[i] for i in order))
+    inputs = [spec.arg for spec in signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    return assemble(
+        reader,
         graph,
-        {
-            i.value.name: reader.constants[i.value.name]
-            for i in kept
-            if i.value.name in reader.constants
-        },
-        tuple(flat[i] for i in leaves) if flat else (),
-        program.call_spec.in_spec,
-        program.call_spec.out_spec,
-        leaves,
-        sum(s.kind is OutputKind.USER_OUTPUT for s in specs),
-        mutations,
+        leaf_of={getattr(arg, "name", ""): i for i, arg in enumerate(inputs)},
+        program=program,
+        out_spec=program.call_spec.out_spec,
+        num_user_outputs=user,
+        mutations=mutations,
     )
 
 
-def _example_leaves(program: ExportedProgram) -> list[Any]:
+def assemble(
+    reader: GraphReader,
+    graph: Graph,
+    *,
+    leaf_of: Mapping[str, int],
+    program: ExportedProgram,
+    mutations: Mapping[int, str],
+    **fields: Any,
+) -> Captured:
+    """``Captured`` with the graph's unused constants dropped and its inputs tied to the caller's.
+
+    ``leaf_of`` maps placeholders to leaves of the program's arguments.
+    """
     from torch.utils._pytree import tree_leaves
 
-    return tree_leaves(program.example_inputs) if program.example_inputs else []
+    graph = without_unused_constants(graph, set(mutations.values()))
+    names = {i.value.name for i in graph.inputs}
+    leaves = tuple(leaf_of[name] for name in reader.user_inputs)
+    flat = tree_leaves(program.example_inputs) if program.example_inputs else []
+    return Captured(
+        graph,
+        {name: tensor for name, tensor in reader.constants.items() if name in names},
+        example_inputs=tuple(flat[i] for i in leaves) if flat else (),
+        in_spec=program.call_spec.in_spec,
+        input_leaves=leaves,
+        mutations=mutations,
+        **fields,
+    )

@@ -8,15 +8,16 @@ reader needs no table of view ops. What it cannot express is collected and repor
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mplan.capture.source import loc_of
 from mplan.capture.symbols import DataDependent, SymbolReader
 from mplan.diagnostics import UnsupportedError, Where
 from mplan.ir.graph import Alias, Arg, Graph, Input, Loc, Op, Ref, Role, Value
-from mplan.ir.types import Dim, DType, ScalarType, TensorType
+from mplan.ir.types import DType, ScalarType, TensorType
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a placeholder is: its role, the user's name for it, and the tensor if it is constant."""
+    """What a placeholder is: its role, the user's name for it, and the tensor if it is constant.
+
+    ``value`` is the name that it gets in the graph, if that is not the placeholder's.
+    """
 
     role: Role = "input"
     name: str = ""
     constant: Any = None
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +54,20 @@ class _Place:
 
 @dataclass
 class GraphReader:
-    """Reads one graph. Call ``read`` once; then ``constants`` and ``input_nodes`` are filled too."""
+    """Reads one graph. Call ``read`` once; then the other results are filled too.
+
+    ``constants`` holds the tensors of constant inputs by value name, ``user_inputs`` the placeholders
+    of the inputs that the caller passes, ``named`` the value names by the user's names. ``prefix`` is
+    taken off all module paths.
+    """
 
     name: str
     sizes: SymbolReader
     sources: Mapping[str, Source] = field(default_factory=dict)
+    prefix: str = ""
     constants: dict[str, Any] = field(default_factory=dict)
-    input_nodes: list[str] = field(default_factory=list)
+    user_inputs: list[str] = field(default_factory=list)
+    named: dict[str, str] = field(default_factory=dict)
     inputs: list[Input] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     env: dict[Node, Any] = field(default_factory=dict)
@@ -121,25 +133,25 @@ class GraphReader:
             self.env[node] = Unreadable(f"the input {node.name} is a number read from a tensor")
             return
         self.env[node] = size
-        name = self._fresh(node.name)
+        name = self._fresh(source.value or node.name)
         self.inputs.append(Input(Value(name, ScalarType("int")), "symbol", str(size)))
-        self.input_nodes.append(node.name)
+        self.user_inputs.append(node.name)
 
     def _tensor_input(self, node: Node, value: Any, source: Source) -> None:
-        if source.constant is not None:
-            known = self._shared.get(id(source.constant))
-            if known is not None:
-                self.env[node] = Ref(known)
+        name = self._shared.get(id(source.constant)) if source.constant is not None else None
+        if name is None:
+            name = self._fresh(source.value or node.name)
+            if not self._own(name, value, Loc(module=source.name)):
+                self.env[node] = Unreadable("")
                 return
-        name = self._fresh(node.name)
-        if source.constant is not None:
-            self._shared[id(source.constant)] = name
-            self.constants[name] = source.constant
-        loc = Loc(module=source.name)
-        self.env[node] = self._own(name, value, loc)
-        if isinstance(self.env[node], Ref):
             self.inputs.append(Input(Value(name, self._type(value)), source.role, source.name))
-            self.input_nodes.append(node.name)
+            if source.constant is not None:
+                self._shared[id(source.constant)] = name
+                self.constants[name] = source.constant
+            elif source.role == "input":
+                self.user_inputs.append(node.name)
+        self.env[node] = Ref(name)
+        self.named[source.name] = name
 
     def _attribute(self, node: Node, module: torch.fx.GraphModule) -> None:
         import torch
@@ -152,16 +164,17 @@ class GraphReader:
             return
         self._tensor_input(node, node.meta.get("val", value), Source("const", str(node.target), value))
 
-    def _own(self, name: str, value: Any, loc: Loc | None) -> Any:
-        """Register ``name`` as a value with bytes of its own (or an input, which counts as one)."""
+    def _own(self, name: str, value: Any, loc: Loc) -> bool:
+        """Register ``name`` as the owner of its bytes; False if mplan has no type for it."""
         try:
             self._type(value)
             place = self._place(value)
         except (DataDependent, KeyError) as e:
-            return self.fault(_why(e, name), loc)
+            self.fault(_why(e, name), loc)
+            return False
         self._places[name] = place
         self._owners.setdefault(place.storage, name)
-        return Ref(name)
+        return True
 
     # --- ops ----------------------------------------------------------------------------------
 
@@ -169,7 +182,7 @@ class GraphReader:
         try:
             self.env[node] = self._call(node)
         except (DataDependent, KeyError) as e:
-            self.env[node] = self.fault(_why(e, _label(node)), loc_of(node.meta))
+            self.env[node] = self.fault(_why(e, _label(node)), self._loc(node))
         except _Reported:
             self.env[node] = Unreadable("")
 
@@ -186,9 +199,7 @@ class GraphReader:
         if isinstance(value, (torch.SymFloat, torch.SymBool)):
             return Unreadable(f"{_label(node)} yields a number that depends on sizes or data")
         if not isinstance(node.target, torch._ops.OpOverload):
-            return self.fault(
-                f"{_label(node)} is not an operator of a torch library", loc_of(node.meta)
-            )
+            return self.fault(f"{_label(node)} is not an operator of a torch library", self._loc(node))
         if not node.target._schema.returns and not _written(node.target):
             return Unreadable("nothing")
         return self._operator(node, node.target, value)
@@ -207,9 +218,9 @@ class GraphReader:
         return items[node.args[1]]
 
     def _operator(self, node: Node, target: torch._ops.OpOverload, value: Any) -> Any:
-        loc = loc_of(node.meta)
+        loc = self._loc(node)
         args = tuple((name, self._arg(a, node)) for name, a in bound_args(target, node))
-        written = [dict(bound_args(target, node)).get(name) for name in _written(target)]
+        written = written_nodes(node)
         if len(written) > 1 or (written and len(target._schema.returns) > 1):
             return self.fault(f"{_label(node)} overwrites several tensors", loc)
         if written:
@@ -291,7 +302,8 @@ class GraphReader:
             if isinstance(found, Unreadable):
                 if found.reason:
                     self.fault(
-                        f"{_label(user)} uses what mplan cannot: {found.reason}", _loc(arg, user)
+                        f"{_label(user)} uses what mplan cannot: {found.reason}",
+                        self._loc(arg) or self._loc(user),
                     )
                 raise _Reported
             return found  # type: ignore[no-any-return]
@@ -305,7 +317,7 @@ class GraphReader:
             return self.sizes.dim(arg)
         if arg is None or isinstance(arg, (bool, int, float, str)):
             return arg
-        self.fault(f"{_label(user)} has an argument of type {type(arg).__name__}", loc_of(user.meta))
+        self.fault(f"{_label(user)} has an argument of type {type(arg).__name__}", self._loc(user))
         raise _Reported
 
     def _outputs(self, node: Node) -> tuple[Arg, ...]:
@@ -325,15 +337,15 @@ class GraphReader:
         if value.layout is not torch.strided or value.is_quantized:
             raise KeyError(str(value.layout if not value.is_quantized else value.dtype))
         shape = tuple(self.sizes.dim(n) for n in value.shape)
-        strides = tuple(self.sizes.dim(s) for s in value.stride())
-        dense = _contiguous(value.shape, self.sizes)
-        return TensorType(
-            DType.of_torch(str(value.dtype)), shape, None if strides == dense else strides
-        )
+        strides = None if _is_contiguous(value) else tuple(self.sizes.dim(s) for s in value.stride())
+        return TensorType(DType.of_torch(str(value.dtype)), shape, strides)
 
     def _place(self, value: Any) -> _Place:
         offset = _expr(value.storage_offset()) * value.dtype.itemsize
         return _Place(value.untyped_storage()._cdata, offset)
+
+    def _loc(self, node: Node) -> Loc | None:
+        return loc_of(node.meta, self.prefix)
 
     def _fresh(self, name: str) -> str:
         unique, count = name, 0
@@ -342,6 +354,13 @@ class GraphReader:
             unique = f"{name}_{count}"
         self._names.add(unique)
         return unique
+
+
+def without_unused_constants(graph: Graph, keep: Collection[str] = ()) -> Graph:
+    """``graph`` without the param, buffer and const inputs that nothing reads; ``keep`` stays."""
+    used = {name for op in graph.ops for name in op.operands} | {*graph.output_names, *keep}
+    kept = (i for i in graph.inputs if i.role in ("input", "symbol") or i.value.name in used)
+    return replace(graph, inputs=tuple(kept))
 
 
 class _Reported(Exception):
@@ -353,6 +372,13 @@ def bound_args(target: torch._ops.OpOverload, node: Node) -> Iterator[tuple[str,
     schema = target._schema.arguments
     given = {a.name: value for a, value in zip(schema, node.args, strict=False)} | dict(node.kwargs)
     return ((a.name, given[a.name]) for a in schema if a.name in given)
+
+
+def written_nodes(node: Node) -> list[Node]:
+    """The nodes whose tensors ``node`` (an operator call) overwrites."""
+    target: Any = node.target
+    given = dict(bound_args(target, node))
+    return [n for name in _written(target) for n in _nodes(given.get(name))]
 
 
 def _written(target: torch._ops.OpOverload) -> list[str]:
@@ -371,10 +397,6 @@ def _label(node: Node) -> str:
     if node.op == "output":
         return "the output"
     return str(getattr(node.target, "__name__", node.target))
-
-
-def _loc(node: Node, user: Node) -> Loc | None:
-    return loc_of(node.meta) or loc_of(user.meta)
 
 
 def _why(error: Exception, subject: str) -> str:
@@ -398,13 +420,28 @@ def _expr(size: Any) -> Any:
     return size if isinstance(size, int) else size.node.expr
 
 
-def _contiguous(shape: Iterable[Any], sizes: SymbolReader) -> tuple[Dim, ...]:
-    """The row-major strides of ``shape``, as PyTorch gives them."""
+def _is_contiguous(value: Any) -> bool:
+    """Whether a tensor has exactly the row-major strides that PyTorch gives to a new one.
+
+    Where torch writes ``max(n, 1)`` for the stride over a size that may be 0, ``n`` does as well: a
+    tensor without elements has no use for its strides.
+    """
+    step: Any = 1
+    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
+        size, stride = _expr(size), _expr(stride)
+        if stride != step and _plain(stride) != _plain(step):
+            return False
+        step = step * (max(size, 1) if isinstance(size, int) else size)
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _plain(size: Any) -> Any:
+    """``size`` in one canonical form, without ``max(…, 1)``."""
     import sympy
 
-    step: Any = 1
-    strides: list[Dim] = []
-    for size in reversed([_expr(n) for n in shape]):
-        strides.append(sizes.dim(sympy.expand(step) if not isinstance(step, int) else step))
-        step = step * (max(size, 1) if isinstance(size, int) else size)
-    return tuple(reversed(strides))
+    def without_one(e: sympy.Expr) -> sympy.Expr:
+        return type(e)(*(a for a in e.args if a != 1))
+
+    size = sympy.sympify(size)
+    return sympy.expand(size.replace(lambda e: type(e).__name__ == "Max", without_one))

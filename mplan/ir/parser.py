@@ -11,7 +11,8 @@ Grammar, by recursive descent (``NAME`` may be quoted)::
     dim     = INT | "{" EXPRESSION "}"
     op      = [result {"," result} "="] KIND "(" [NAME "=" arg {"," NAME "=" arg}] ")"
               ["scratch" "(" INT ["in" INT "to" INT] {","…} ")"]
-              ["births" "(" INT {"," INT} ")"] ["loop" loop] ["loc" "(" [STRING ":" INT] ["in" STRING] ")"]
+              ["births" "(" INT {"," INT} ")"] ["loop" loop]
+              ["loc" "(" [STRING ":" INT] ["in" STRING] ")"]
     result  = "_" | value
     arg     = "%" NAME | INT | FLOAT | "nan" | STRING | "true" | "false" | "none"
             | "dtype" "(" DTYPE ")" | "{" EXPRESSION "}" | "[" [arg {"," arg}] "]"

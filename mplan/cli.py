@@ -246,7 +246,7 @@ def _explained(subject: str, options: Options) -> tuple[PlanFile, tuple[tuple[st
 
     with _progress(f"planning {subject} and its alternatives"):
         result = compiler.plan(subject, options=options)
-        priced = advice.advise(result, options)
+        priced = advice.advise(subject, result, options)
     return result.file, tuple((a.text, a.peak_bytes) for a in priced)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mplan.diagnostics import UnsupportedError, UserError
 from mplan.files import read_text
 from mplan.ir.plan import PlanFile, Problem, Region
+from mplan.ir.types import bounded
 from mplan.options import Options
 from mplan.pipeline import PRODUCER, Instrument, Planned, plan_graph
 from mplan.report import Report
@@ -87,12 +88,13 @@ def capture_for(
     from mplan import capture
     from mplan.targets.load import load_target
 
-    decompose = load_target(options.target).family == "mcu"
     if isinstance(model, capture.Captured):
         return model
+    decompose = load_target(options.target).family == "mcu"
     if isinstance(model, (str, Path)):
-        loaded = capture.load_model(str(model))
-        return capture.capture_loaded(loaded, decompose=decompose)
+        model, args, kwargs = capture.load_model(str(model))
+    if not hasattr(model, "named_parameters"):
+        return capture.capture_exported(model, decompose=decompose)
     if args is None:
         raise UserError("MP301", "example inputs are missing", help="pass args=(tensor, …)")
     return capture.capture(model, tuple(args), dict(kwargs or {}), decompose=decompose)
@@ -113,9 +115,11 @@ def _finish(planned: Planned, name: str, capture_s: float) -> Result:
 
 def count_macs(planned: Planned) -> int:
     """Multiply-accumulates of one run at the upper bound of every size."""
-    from mplan.ir.ops import graph_macs
+    from mplan.ir.ops import macs
 
-    return graph_macs(planned.graph)
+    table = planned.graph.symbol_table
+    types = {v.name: bounded(v.type, table) for v in planned.graph.values}
+    return sum(macs(op, types) for op in planned.graph.ops)
 
 
 def _weights_bytes(planned: Planned) -> int | None:
@@ -163,7 +167,7 @@ def compile_model(
     ``golden.safetensors`` (example inputs with PyTorch's outputs), which ``mplan run`` uses. All
     files are written only after everything has succeeded.
     """
-    from mplan.codegen.bundle import write_bundle
+    from mplan.codegen.bundle import identifier, write_files
     from mplan.targets.load import load_target
 
     options = options or Options.parse(given)
@@ -176,9 +180,61 @@ def compile_model(
     result = plan(model, args, kwargs, options=options, instruments=instruments)
     started = time.monotonic()
     folder = Path(out)
-    files = write_bundle(result, folder, name=name, project=project)
+    files = write_files(folder, _bundle(result, identifier(name or result.file.problem.name), project))
     report = replace(
         result.report,
         seconds={**dict(result.report.seconds), "codegen": time.monotonic() - started},
     )
     return Compiled(result, folder, files, report)
+
+
+def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
+    """Every file of the folder, by relative path."""
+    import safetensors.numpy
+
+    from mplan.codegen import bundle
+    from mplan.codegen.c.emit import emit_c
+    from mplan.codegen.project import emit_project
+    from mplan.ir.plan_json import print_plan
+
+    planned, captured = result.planned, result.captured
+    assert planned is not None and captured is not None
+    outputs = _golden_outputs(planned, captured)
+    golden = bundle.golden_tensors(captured.example_inputs, outputs)
+    files: dict[str, str | bytes] = dict(
+        emit_c(
+            planned.graph,
+            planned.lowered,
+            planned.plan,
+            planned.constants,
+            name=name,
+            target=planned.target,
+            golden=golden,
+        )
+    )
+    sources = tuple(sorted(f for f in files if f.endswith(".c") and "selftest" not in f))
+    inputs, returned = bundle.ports(planned.graph)
+    arena = planned.plan.peak_bytes(planned.target.arena)
+    manifest = bundle.Manifest(
+        name, planned.target.name, sources, inputs, returned, arena, planned.plan.digest
+    )
+    if project:
+        files |= emit_project(project, name, planned.target, files)
+    files[bundle.PLAN] = print_plan(result.file)
+    files[bundle.GOLDEN] = safetensors.numpy.save(golden)
+    files[bundle.MANIFEST] = bundle.manifest_json(manifest)
+    return files
+
+
+def _golden_outputs(planned: Planned, captured: Captured) -> tuple[Any, ...]:
+    """What PyTorch computes for the example inputs, op by op on the captured graph."""
+    from mplan.ir.interp import run
+
+    supply = iter(captured.example_inputs)
+    inputs = {
+        i.value.name: captured.constants[i.value.name]
+        if i.value.name in captured.constants
+        else next(supply)
+        for i in captured.graph.inputs
+    }
+    return run(captured.graph, inputs)

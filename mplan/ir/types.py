@@ -254,6 +254,11 @@ class ScalarType:
 Type: TypeAlias = TensorType | ScalarType
 
 
+def bounded(type_: Type, symbols: Mapping[str, Symbol]) -> Type:
+    """``type_`` at the upper bound of every symbol; scalars stay as they are."""
+    return type_.bounded(symbols) if isinstance(type_, TensorType) else type_
+
+
 def upper(dim: Dim, symbols: Mapping[str, Symbol]) -> int:
     """The largest value of ``dim`` over the ranges of ``symbols``."""
     return dim if isinstance(dim, int) else dim.upper(symbols)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from mplan.ir.graph import Graph, Op, Scratch
 from mplan.ir.ops import bind_arg, lookup
-from mplan.ir.types import Symbol, TensorType, Type
+from mplan.ir.types import Symbol, Type, bounded
 from mplan.passes.base import Context, Pass
 from mplan.runtime import heap
 
@@ -210,8 +210,3 @@ class ProfileScratch(Pass):
             return op
         found = pattern_of(op, types, table)
         return replace(op, scratch=found.scratch, births=found.births)
-
-
-def bounded(type_: Type, table: Mapping[str, Symbol]) -> Type:
-    """``type_`` at the upper bound of all symbols."""
-    return type_.bounded(table) if isinstance(type_, TensorType) else type_

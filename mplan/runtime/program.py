@@ -18,9 +18,9 @@ from mplan.ir.graph import Arg, Graph, Input, Op, Ref
 from mplan.ir.ops import lookup
 from mplan.ir.plan import Plan
 from mplan.ir.storage import Lowered, storages
-from mplan.ir.types import Sym, TensorType
+from mplan.ir.types import Sym, TensorType, bounded
 from mplan.runtime import heap
-from mplan.runtime.profile import bounded, callable_of, pattern_of
+from mplan.runtime.profile import callable_of, pattern_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,175 @@
+"""Run compiled C in an emulator and compare it with PyTorch: ``mplan run``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mplan.codegen.bundle import GOLDEN, Manifest, Port, load_manifest
+from mplan.diagnostics import CheckError, UserError, Where
+from mplan.ir.types import DType
+from mplan.runtime.emulator import EmulatorName, RunResult, run_firmware
+from mplan.runtime.firmware import Firmware, build_firmware
+from mplan.targets.load import load_target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_HARNESS = Path(__file__).parent / "cortex_m" / "harness.c.j2"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRun:
+    """One run of a network in an emulator, over one or more samples.
+
+    ``outputs[s][i]`` is output i of sample s. ``outputs_match`` compares with the golden outputs
+    (None where the caller gave inputs of its own): |difference| ≤ 1e-4 · (1 + |expected|).
+    ``instructions`` is the largest count of one inference, exact to ``instruction_resolution``.
+    ``arena_touched_bytes`` is the arena's high-water mark, None where the emulator cannot trace.
+    """
+
+    outputs: tuple[tuple[np.ndarray, ...], ...]
+    outputs_match: bool | None
+    max_abs_err: float | None
+    instructions: int
+    instruction_resolution: int
+    sram_touched_bytes: int | None
+    arena_bytes: int
+    arena_touched_bytes: int | None
+    stack_bytes: int
+    flash_bytes: int
+    ram_static_bytes: int
+    emulator: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the outputs."""
+        names = [n for n in self.__dataclass_fields__ if n != "outputs"]
+        return {"samples": len(self.outputs), **{n: getattr(self, n) for n in names}}
+
+
+def run_bundle(
+    folder: str | Path,
+    *,
+    inputs: Sequence[Sequence[Any]] | None = None,
+    emulator: EmulatorName = "unicorn",
+    toolchain: Literal["zig", "gcc"] | None = None,
+    timeout_s: float = 300.0,
+) -> DeviceRun:
+    """Build the folder that ``mplan compile`` wrote and run it on ``inputs`` (arrays per sample).
+
+    Without ``inputs`` it runs on the golden ones and compares. unicorn runs what zig compiles, QEMU
+    what gcc does, unless ``toolchain`` says otherwise. Raises what ``build_firmware`` and
+    ``run_firmware`` raise, UserError MP408 and MP409 for a bad folder or bad inputs.
+    """
+    folder = Path(folder)
+    manifest = load_manifest(folder)
+    golden_in, golden_out = _golden(folder, manifest) if inputs is None else ((), ())
+    samples = [golden_in] if inputs is None else inputs
+    target = load_target(manifest.target)
+    data = b"".join(_bytes(sample, manifest.inputs) for sample in samples)
+    with tempfile.TemporaryDirectory(prefix="mplan-run-") as temporary:
+        tools = toolchain or ("zig" if emulator == "unicorn" else "gcc")
+        firmware = _build(folder, manifest, Path(temporary), tools)
+        result = run_firmware(firmware, target, emulator=emulator, timeout_s=timeout_s, inputs=data)
+    if result.exit_code:
+        raise CheckError("MP546", f"{manifest.name} ended with exit code {result.exit_code}")
+    outputs = _outputs(result.output, manifest, len(samples))
+    error = _largest_error(outputs[0], golden_out) if inputs is None else None
+    return _device_run(manifest, result, outputs, error)
+
+
+def _build(folder: Path, manifest: Manifest, work: Path, tools: Literal["zig", "gcc"]) -> Firmware:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string(_HARNESS.read_text(encoding="utf-8"))
+    harness = work / "harness.c"
+    harness.write_text(
+        template.render(name=manifest.name, inputs=manifest.inputs, outputs=manifest.outputs)
+    )
+    sources = [harness, *(folder / s for s in manifest.sources)]
+    target = load_target(manifest.target)
+    return build_firmware(sources, [folder], target, work / "image", toolchain=tools)
+
+
+def _device_run(
+    manifest: Manifest,
+    result: RunResult,
+    outputs: tuple[tuple[np.ndarray, ...], ...],
+    error: tuple[float, bool] | None,
+) -> DeviceRun:
+    arena = result.touched.get(f"{manifest.name}_arena")
+    return DeviceRun(
+        outputs=outputs,
+        outputs_match=error[1] if error else None,
+        max_abs_err=error[0] if error else None,
+        instructions=max(result.between(1, 2), default=0),
+        instruction_resolution=result.instruction_resolution,
+        sram_touched_bytes=result.sram_touched_bytes,
+        arena_bytes=manifest.arena_bytes,
+        arena_touched_bytes=arena.high_water_bytes if arena else None,
+        stack_bytes=result.stack_bytes,
+        flash_bytes=result.flash_bytes,
+        ram_static_bytes=result.ram_static_bytes,
+        emulator=result.emulator,
+    )
+
+
+def _golden(folder: Path, manifest: Manifest) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    from safetensors.numpy import load_file
+
+    path = folder / GOLDEN
+    try:
+        tensors = load_file(str(path))
+        inputs = tuple(tensors[f"input{i}"] for i in range(len(manifest.inputs)))
+        return inputs, tuple(tensors[f"output{i}"] for i in range(len(manifest.outputs)))
+    except Exception as e:  # safetensors raises its own error type, KeyError or OSError
+        message = f"the golden data {path} cannot be read: {e}"
+        raise UserError("MP408", message, Where(str(path)), "compile the model again") from None
+
+
+def _bytes(sample: Sequence[Any], expected: Sequence[Port]) -> bytes:
+    import numpy as np
+
+    if len(sample) != len(expected):
+        raise UserError("MP409", f"{len(sample)} inputs given, the network has {len(expected)}")
+    parts = []
+    for array, port in zip(sample, expected, strict=True):
+        if tuple(array.shape) != port.shape:
+            message = f"input {port.name} has the shape {list(array.shape)}, not {list(port.shape)}"
+            raise UserError("MP409", message)
+        dtype = DType(port.dtype).torch_name.replace("bool", "bool_")
+        parts.append(np.ascontiguousarray(array, dtype=getattr(np, dtype)).tobytes())
+    return b"".join(parts)
+
+
+def _outputs(data: bytes, manifest: Manifest, samples: int) -> tuple[tuple[np.ndarray, ...], ...]:
+    import numpy as np
+
+    if len(data) != samples * sum(p.nbytes for p in manifest.outputs):
+        raise CheckError("MP546", f"{manifest.name} returned {len(data):,} B for {samples} samples")
+    found, position = [], 0
+    for _ in range(samples):
+        arrays = []
+        for port in manifest.outputs:
+            dtype = getattr(np, DType(port.dtype).torch_name.replace("bool", "bool_"))
+            part = data[position : position + port.nbytes]
+            arrays.append(np.frombuffer(part, dtype=dtype).reshape(port.shape))
+            position += port.nbytes
+        found.append(tuple(arrays))
+    return tuple(found)
+
+
+def _largest_error(outputs: Sequence[Any], expected: Sequence[Any]) -> tuple[float, bool]:
+    """The largest absolute difference, and whether all are within the tolerance (NaN is not)."""
+    import numpy as np
+
+    worst, match = 0.0, True
+    for ours, theirs in zip(outputs, expected, strict=True):
+        difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
+        worst = max(worst, float(difference.max(initial=0.0)))
+        match = match and bool((difference <= 1e-4 * (1 + np.abs(theirs))).all())
+    return worst, match

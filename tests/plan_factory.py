@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate
 
-from mplan.ir.plan import Buffer, Certificate, Placement, Plan, PlanFile, Problem, Region, Step
+from mplan.ir.plan import (
+    Buffer,
+    Certificate,
+    Placement,
+    Plan,
+    PlanFile,
+    Problem,
+    Region,
+    Step,
+    Transfer,
+)
 
 KINDS = ("conv2d", "linear", "softmax", "gelu", "layer_norm", "add", "matmul", "embedding")
 
@@ -122,3 +132,27 @@ def plan_file(
     return PlanFile(
         problem, first_fit(problem, slack=slack), "mplan test", f"tiny-net-{seed}", "stm32f746"
     )
+
+
+def spilled_plan_file() -> PlanFile:
+    """A chain in which ``t1`` waits in ``dram`` from step 2 to step 9, where it is read again."""
+    regions = (Region("sram", 8192, 16), Region("dram", None, 16, addressable=False))
+    buffers = tuple(
+        Buffer(f"t{i}", 1024 + 512 * (i % 3), ("sram",), 16, live_in=i == 0, live_out=i == 11)
+        for i in range(12)
+    )
+    steps = [Step(f"op{i}", (i,), (i + 1,), (i - 1,) if i else (), "op") for i in range(11)]
+    steps[9] = replace(steps[9], reads=(9, 1), after=(0, 8))
+    problem = Problem("spill", regions, buffers, tuple(steps))
+    placements = [
+        Placement(i, "sram", 0 if i % 2 else 2048, start, end)
+        for i, (start, end) in enumerate(problem.lifetimes(range(11)))
+        if i != 1
+    ]
+    stays = (("sram", 0, 0, 2), ("dram", 0, 2, 9), ("sram", 4096, 9, 10))
+    placements += [Placement(1, *stay) for stay in stays]
+    copies = (Transfer(2, 1, "sram", "dram"), Transfer(9, 1, "dram", "sram"))
+    plan = Plan(
+        problem.digest, tuple(range(11)), tuple(placements), copies, (("sram", 5632), ("dram", 1536))
+    )
+    return PlanFile(problem, plan, "mplan test", "spill", "two-level")

@@ -167,6 +167,37 @@ CODES: dict[str, Code] = {
         "The target's file lacks the part of [toolchain] that this compiler or emulator needs, or "
         "the emulator has no model of its core.",
     ),
+    "MP540": Code(
+        "the image does not fit",
+        "The linked program needs more of a memory than the part has. The message says by how much, "
+        "the notes name the largest symbols. Plan with a smaller budget, or choose a larger part.",
+    ),
+    "MP541": Code(
+        "the C compiler rejected a source",
+        "The notes hold the compiler's output. Emitted code must compile; if it does not, report it.",
+    ),
+    "MP542": Code(
+        "the linker failed",
+        "The notes hold the linker's output, as a rule the names of undefined symbols.",
+    ),
+    "MP543": Code(
+        "memory fault under emulation",
+        "The program read, wrote or executed an address outside of the memories of the part, or wrote "
+        "to flash. The message names the address, the program counter and the function.",
+    ),
+    "MP544": Code(
+        "emulation timed out",
+        "The program did not exit in the given number of seconds.",
+    ),
+    "MP545": Code(
+        "processor exception under emulation",
+        "The core raised an exception other than a memory fault, such as an undefined instruction: "
+        "the code was built for a core with other features than the emulated one.",
+    ),
+    "MP546": Code(
+        "unsupported semihosting request",
+        "The program asked the host for something other than what mplan_host.h offers.",
+    ),
     "MP560": Code(
         "no planned CPU heap on this platform",
         "The CPU heap stands in front of PyTorch's allocator and has to know its C++ ABI; it does so "

@@ -2,8 +2,16 @@
 
 from mplan.capture.captured import Captured
 from mplan.capture.dynamo import capture_fx
-from mplan.capture.export import capture, capture_exported
+from mplan.capture.export import capture, capture_exported, capture_loaded
 from mplan.capture.load import load_model
 from mplan.capture.training import capture_training
 
-__all__ = ["Captured", "capture", "capture_exported", "capture_fx", "capture_training", "load_model"]
+__all__ = [
+    "Captured",
+    "capture",
+    "capture_exported",
+    "capture_fx",
+    "capture_loaded",
+    "capture_training",
+    "load_model",
+]

@@ -53,6 +53,16 @@ def capture(
         return capture_exported(program, decompose, name=type(module).__name__)
 
 
+def capture_loaded(
+    loaded: tuple[Module | ExportedProgram, tuple[Any, ...], Mapping[str, Any]],
+    *,
+    decompose: bool = False,
+) -> Captured:
+    """The graph of what ``load_model`` returned, see ``capture``."""
+    module, args, kwargs = loaded
+    return capture(module, args, kwargs, decompose=decompose)
+
+
 def export(
     module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:

@@ -1,0 +1,42 @@
+"""Small steps that rewriting passes share: renaming uses, dropping dead ops and unused constants."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from mplan.ir.graph import Carry, Graph, Loop, Op, Value, substitute
+
+
+def rename_uses(op: Op, names: Mapping[str, str]) -> Op:
+    """``op`` with every use of a key of ``names`` (aliases included) replaced; same if none."""
+    aliased = (v.alias.of for v in op.values if v.alias)
+    if not any(name in names for name in (*op.operands, *aliased)):
+        return op
+    return replace(
+        op,
+        args=tuple((key, substitute(arg, names)) for key, arg in op.args),
+        results=tuple(v and _rename_alias(v, names) for v in op.results),
+        loop=op.loop and _rename_loop(op.loop, names),
+    )
+
+
+def _rename_alias(value: Value, names: Mapping[str, str]) -> Value:
+    if value.alias is None or value.alias.of not in names:
+        return value
+    return replace(value, alias=replace(value.alias, of=names[value.alias.of]))
+
+
+def _rename_loop(loop: Loop, names: Mapping[str, str]) -> Loop:
+    windows = (replace(w, operand=names.get(w.operand, w.operand)) for w in loop.windows)
+    results = (
+        replace(r, init=names.get(r.init, r.init)) if isinstance(r, Carry) else r for r in loop.results
+    )
+    return replace(loop, windows=tuple(windows), results=tuple(results))
+
+
+def without_unused_constants(graph: Graph, among: Collection[str]) -> Graph:
+    """``graph`` without the inputs called ``among`` that nothing uses; the same if all are used."""
+    used = {name for op in graph.ops for name in op.operands} | set(graph.output_names)
+    kept = tuple(i for i in graph.inputs if i.value.name in used or i.value.name not in among)
+    return graph if len(kept) == len(graph.inputs) else replace(graph, inputs=kept)

@@ -102,8 +102,8 @@ class Meter:
 def measure() -> Iterator[Meter]:
     """Count bytes as requested (not rounded) while the block runs; blocks may nest.
 
-    An arena counts with its whole size while it is open, and then with the bytes of the tensors
-    that survive in it.
+    An open arena counts with its high-water mark (what lies beyond has not been touched, so it is
+    not backed by memory), a closed one with the bytes of the tensors that survive in it.
     """
     meter = Meter(_checked(binding.load().fast.meter_start()))
     try:

@@ -14,7 +14,8 @@ typedef struct { /* half-open bytes of an arena, held by one live tensor */
 
 struct Arena {
     char *base;
-    size_t size;   /* bytes asked for, and counted */
+    size_t size;
+    size_t high;   /* end of the highest byte ever handed out: what is counted */
     size_t mapped; /* size in whole pages */
     Span *live;    /* sorted by start */
     size_t n_live, capacity;
@@ -113,13 +114,16 @@ static void close_locked(Arena *a, GapAction act, intptr_t arg)
 /* NULL if the system maps no more memory. */
 API Arena *arena_new(size_t size)
 {
-    Arena *a = map_arena(size);
-    if (a) {
-        heap_lock();
-        level_add_locked((int64_t)size);
-        heap_unlock();
+    return map_arena(size);
+}
+
+/* Pages beyond the high-water mark are promised by the system, not yet taken from it. */
+static void raise_high_locked(Arena *a, size_t end)
+{
+    if (end > a->high) {
+        level_add_locked((int64_t)(end - a->high));
+        a->high = end;
     }
-    return a;
 }
 
 API void *arena_base(const Arena *a)
@@ -140,7 +144,7 @@ API void arena_read(const Arena *a, int64_t out[2])
 API void arena_close(Arena *a)
 {
     heap_lock();
-    level_add_locked(live_bytes(a) - (int64_t)a->size);
+    level_add_locked(live_bytes(a) - (int64_t)a->high);
     close_locked(a, unmap, 0);
     heap_unlock();
 }
@@ -155,6 +159,7 @@ API Arena *arena_recycle(Arena *a)
     if (fresh && fresh != a) {
         heap_lock();
         level_add_locked(live_bytes(a));
+        fresh->high = a->high;
         close_locked(a, move_pages, (intptr_t)fresh->base - (intptr_t)a->base);
         heap_unlock();
     }
@@ -162,9 +167,10 @@ API Arena *arena_recycle(Arena *a)
 }
 
 /* Fill the bytes of [offset, offset + bytes) that belong to no live tensor. */
-API void arena_poison(const Arena *a, size_t offset, size_t bytes, int byte)
+API void arena_poison(Arena *a, size_t offset, size_t bytes, int byte)
 {
     heap_lock();
+    raise_high_locked(a, offset + bytes);
     each_gap(a, (Span){offset, offset + bytes}, false, fill, byte);
     heap_unlock();
 }
@@ -286,6 +292,7 @@ static bool hold_locked(Arena *a, Span span, bool in_place)
         return false;
     memmove(a->live + at + 1, a->live + at, (a->n_live++ - at) * sizeof(Span));
     a->live[at] = span;
+    raise_high_locked(a, span.end);
     return true;
 }
 

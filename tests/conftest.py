@@ -1,0 +1,27 @@
+"""Settings of all tests: one thread, a deterministic seed, and GPU tests only when asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-gpu", action="store_true", help="also run the tests that need a CUDA GPU")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked ``gpu`` unless they are asked for."""
+    if config.getoption("--run-gpu"):
+        return
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in gpu]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

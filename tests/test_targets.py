@@ -149,6 +149,7 @@ def test_missing_key(tmp_path: Path):
         ("size_bytes = 4096", "size_bytes = 0", "memory.ram.size_bytes must be positive"),
         ("size_bytes = 4096", "size_bytes = 1\nalignment = 3", "memory.ram.alignment no power"),
         ('arena = "ram"', 'arena = "dtcm"', "arena names no memory: 'dtcm'"),
+        ("[memory.ram]", '[memory."my ram"]', "no lower-case identifier"),
         ("base = 0\n", "base = 0x2000_0800\n", "memory.rom.base lies inside ram"),
         ("base = 0\n", "base = 0\n[toolchain]\nvectors = 'x'\n", "toolchain.vectors names no"),
         ("base = 0\n", "base = 0\n[toolchain]\ngcc_flags = [1]\n", "toolchain.gcc_flags is 1"),

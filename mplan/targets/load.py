@@ -141,6 +141,8 @@ class _Reader:
         key = f"memory.{name}"
         if not isinstance(table, dict):
             raise self.error("MP404", key, f"must be a table, not {table!r}")
+        if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
+            raise self.error("MP404", key, "has a name that is no lower-case identifier")
         memory = self.record(Memory, table, key, {"name": name})
         if memory.size_bytes is not None and memory.size_bytes <= 0:
             raise self.error("MP404", f"{key}.size_bytes", f"must be positive: {memory.size_bytes}")

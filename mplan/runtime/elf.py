@@ -1,0 +1,90 @@
+"""What mplan reads from ELF files: sections with their addresses, symbols, bytes to load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+_KINDS: dict[str, Literal["function", "object", "label"]] = {
+    "STT_FUNC": "function",
+    "STT_OBJECT": "object",
+    "STT_NOTYPE": "label",
+}
+_SHF_ALLOC = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A function, object or label: its address (without the Thumb bit) and size in bytes."""
+
+    address: int
+    size: int
+    kind: Literal["function", "object", "label"]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section that takes memory; ``image`` is where its bytes are loaded, None if it has none."""
+
+    name: str
+    address: int
+    size: int
+    image: int | None
+
+
+def symbol_sizes(elf: Path) -> dict[str, int]:
+    """The size in bytes of each function and object of an ELF file, by name."""
+    return {name: s.size for name, s in symbols(elf).items() if s.kind != "label"}
+
+
+def symbols(elf: Path) -> dict[str, Symbol]:
+    """The named symbols of an ELF file; of those with the same name, the largest."""
+    found: dict[str, Symbol] = {}
+    with _opened(elf) as file:
+        table = file.get_section_by_name(".symtab")
+        for entry in table.iter_symbols() if table else ():
+            kind = _KINDS.get(entry["st_info"]["type"])
+            known = found.get(entry.name)
+            if kind is None or not entry.name or (known and known.size >= entry["st_size"]):
+                continue
+            address = entry["st_value"] & ~1 if kind == "function" else entry["st_value"]
+            found[entry.name] = Symbol(address, entry["st_size"], kind)
+    return found
+
+
+def sections(elf: Path) -> tuple[Section, ...]:
+    """The non-empty sections of an ELF file that take memory, in file order."""
+    with _opened(elf) as file:
+        segments = list(file.iter_segments("PT_LOAD"))
+        return tuple(
+            Section(s.name, s["sh_addr"], s["sh_size"], _image(s, segments))
+            for s in file.iter_sections()
+            if s["sh_flags"] & _SHF_ALLOC and s["sh_size"]
+        )
+
+
+def load_images(elf: Path) -> tuple[tuple[int, bytes], ...]:
+    """The bytes to load before a program starts, each with its physical address."""
+    with _opened(elf) as file:
+        return tuple((s["p_paddr"], s.data()) for s in file.iter_segments("PT_LOAD") if s["p_filesz"])
+
+
+@contextmanager
+def _opened(elf: Path) -> Iterator[Any]:
+    from elftools.elf.elffile import ELFFile
+
+    with elf.open("rb") as file:
+        yield ELFFile(file)
+
+
+def _image(section: Any, segments: list[Any]) -> int | None:
+    if section["sh_type"] == "SHT_NOBITS":
+        return None
+    for segment in segments:
+        offset = section["sh_addr"] - segment["p_vaddr"]
+        if 0 <= offset < segment["p_filesz"]:
+            return int(segment["p_paddr"] + offset)
+    return None

@@ -1,0 +1,621 @@
+"""Images built, measured and run on emulated Cortex-M parts, by two compilers and two emulators."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mplan.codes import CODES
+from mplan.diagnostics import ExitCode, MplanError
+from mplan.runtime.emulator import RunResult, run_firmware
+from mplan.runtime.firmware import Firmware, build_firmware, symbol_sizes
+from mplan.runtime.semihosting import MARK, mark_records
+from mplan.targets import Target, load_target
+
+Build = Callable[..., Firmware]
+
+NETWORK = """
+#include <math.h>
+#include <string.h>
+#include "mplan_host.h"
+
+unsigned char net_arena[4096];
+const float bias[4] = {0.5f, -0.25f, 2.0f, 1.0f};
+static int runs = 40;
+
+__attribute__((noinline)) void net_run(const float *input, float *output) {
+    float *hidden = (float *)(net_arena + 96);
+    memcpy(net_arena, input, 4 * sizeof(float));
+    for (int i = 0; i < 4; i++) {
+        hidden[i] = tanhf(((const float *)net_arena)[i]) + bias[i];
+    }
+    for (int i = 0; i < 4; i++) {
+        output[i] = expf(hidden[i]) * sqrtf(hidden[i] * hidden[i]);
+    }
+}
+
+int main(void) {
+    float input[4], output[4];
+    while (mplan_host_read(input, sizeof input) == sizeof input) {
+        mplan_host_mark(1);
+        net_run(input, output);
+        mplan_host_mark(2);
+        mplan_host_write(output, sizeof output);
+        runs++;
+    }
+    mplan_host_print("done\\n");
+    return runs;
+}
+"""
+
+FAULTS = """
+#include <stdint.h>
+#include "mplan_host.h"
+__attribute__((noinline)) int culprit(volatile uint32_t *at) { ACTION; }
+int main(void) { return culprit((uint32_t *)ADDRESS) + 1; }
+"""
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Build a source text for a target; equal requests are built once."""
+    built: dict[object, Firmware] = {}
+
+    def build(
+        source: str,
+        target: str = "stm32f746",
+        toolchain: str = "zig",
+        defines: Mapping[str, str] | None = None,
+        **options: object,
+    ) -> Firmware:
+        defines = defines or {}
+        key = (source, target, toolchain, *sorted(defines.items()), *sorted(options.items()))
+        if key not in built:
+            folder = tmp_path_factory.mktemp("firmware")
+            (folder / "program.c").write_text(source)
+            built[key] = build_firmware(
+                [folder / "program.c"],
+                [],
+                load_target(target),
+                folder / "out",
+                toolchain=toolchain,
+                defines=defines,
+                **options,
+            )
+        return built[key]
+
+    return build
+
+
+def run(firmware: Firmware, target: str = "stm32f746", **options: object) -> RunResult:
+    return run_firmware(firmware, load_target(target), **options)
+
+
+def fails(code: str, call: Callable[[], object]) -> MplanError:
+    with pytest.raises(MplanError) as caught:
+        call()
+    assert caught.value.code == code, str(caught.value)
+    assert code in CODES
+    return caught.value
+
+
+def inputs(rows: int) -> np.ndarray:
+    return np.linspace(-3, 3, 4 * rows, dtype=np.float32).reshape(rows, 4)
+
+
+def expected(x: np.ndarray) -> np.ndarray:
+    hidden = np.tanh(x.astype(np.float64)) + np.array([0.5, -0.25, 2.0, 1.0])
+    return np.exp(hidden) * np.abs(hidden)
+
+
+@pytest.mark.parametrize("tool", ["arm-none-eabi-gcc", "qemu-system-arm"])
+def test_the_second_witness_is_installed(tool: str):
+    assert shutil.which(tool), (
+        f"{tool} is needed to test mplan: apt install gcc-arm-none-eabi qemu-system-arm"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "toolchain", "emulator", "layout"),
+    [
+        ("stm32f746", "zig", "unicorn", "part"),
+        ("stm32f746", "zig", "qemu", "board"),
+        ("stm32f746", "gcc", "qemu", "board"),
+        ("stm32f746", "gcc", "unicorn", "board"),
+        ("stm32f412", "zig", "unicorn", "part"),
+        ("stm32f412", "gcc", "qemu", "board"),
+        ("stm32h743", "zig", "unicorn", "part"),
+        ("stm32h743", "gcc", "qemu", "board"),
+        ("nrf52840", "zig", "unicorn", "part"),
+        ("rp2040", "zig", "unicorn", "part"),
+        ("rp2040", "gcc", "qemu", "board"),
+        ("mps2-an386", "zig", "qemu", "part"),
+        ("mps2-an500", "zig", "unicorn", "part"),
+        ("mps3-an547", "zig", "qemu", "part"),
+        ("mps3-an547", "gcc", "qemu", "part"),
+    ],
+)
+def test_a_network_runs(build: Build, target: str, toolchain: str, emulator: str, layout: str):
+    firmware = build(NETWORK, target, toolchain, layout=layout)
+    x = inputs(3)
+    result = run(firmware, target, emulator=emulator, inputs=x.tobytes())
+    y = np.frombuffer(result.output, np.float32).reshape(3, 4)
+    np.testing.assert_allclose(y, expected(x), rtol=1e-6, atol=1e-7)
+    assert (result.exit_code, result.stdout, result.emulator) == (43, "done\n", emulator)
+    assert [m.id for m in result.marks] == [1, 2] * 3
+    assert min(result.between(1, 2)) > 0 and sum(result.between(1, 2)) < result.instructions
+    assert 32 <= result.stack_bytes < 1024
+    assert result.flash_bytes == firmware.flash_bytes > 500
+    assert result.ram_static_bytes == firmware.static_ram_bytes >= 4096 + 4
+
+
+def test_many_inputs_go_through_one_image(build: Build):
+    x = inputs(64)
+    result = run(build(NETWORK), inputs=x.tobytes())
+    y = np.frombuffer(result.output, np.float32).reshape(64, 4)
+    np.testing.assert_allclose(y, expected(x), rtol=1e-6, atol=1e-7)
+    assert len(result.between(1, 2)) == 64
+
+
+@pytest.mark.parametrize("toolchain", ["zig", "gcc"])
+def test_both_emulators_see_the_same_run(build: Build, toolchain: str):
+    firmware = build(NETWORK, toolchain=toolchain, layout="board")
+    unicorn, qemu = (run(firmware, emulator=e, inputs=inputs(5).tobytes()) for e in ("unicorn", "qemu"))
+    assert unicorn.output == qemu.output
+    assert unicorn.stack_bytes == qemu.stack_bytes
+    assert unicorn.instruction_resolution == 1 and qemu.instruction_resolution == 40
+    for exact, ticks in zip(unicorn.between(1, 2), qemu.between(1, 2), strict=True):
+        assert abs(exact - ticks) <= 2 * qemu.instruction_resolution
+
+
+@pytest.mark.parametrize(("toolchain", "emulator"), [("zig", "unicorn"), ("gcc", "qemu")])
+def test_runs_repeat_exactly(build: Build, toolchain: str, emulator: str):
+    firmware = build(NETWORK, toolchain=toolchain)
+    first, second = (run(firmware, emulator=emulator, inputs=inputs(2).tobytes()) for _ in "ab")
+    assert first == second
+
+
+def test_builds_repeat_exactly(tmp_path: Path):
+    source = tmp_path / "program.c"
+    source.write_text(NETWORK)
+    elves = [
+        build_firmware([source], [], load_target("stm32f746"), tmp_path / name).elf.read_bytes()
+        for name in "ab"
+    ]
+    assert elves[0] == elves[1]
+
+
+SLED = """
+#include "mplan_host.h"
+int main(void) {
+    mplan_host_mark(1);
+    __asm__ volatile(".rept " COUNT "\\n nop\\n .endr");
+    mplan_host_mark(2);
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("count", [1, 100, 1237])
+def test_instructions_are_counted_one_by_one(build: Build, count: int):
+    counts = [run(build(SLED, defines={"COUNT": f'"{n}"'})).between(1, 2)[0] for n in (0, count)]
+    assert counts[1] - counts[0] == count
+    assert counts[0] < 5
+
+
+def test_qemu_counts_them_to_a_tick(build: Build):
+    firmware = build(SLED, toolchain="gcc", defines={"COUNT": '"20000"'})
+    assert abs(run(firmware, emulator="qemu").between(1, 2)[0] - 20000) <= 80
+
+
+def test_wide_and_narrow_instructions_count_alike(build: Build):
+    source = SLED.replace("nop", "nop.w\\n nop\\n nop.w")
+    counts = [run(build(source, defines={"COUNT": f'"{n}"'})).between(1, 2)[0] for n in (0, 50)]
+    assert counts[1] - counts[0] == 150
+
+
+def test_the_timer_of_marks_is_unwrapped():
+    period, start, end = 1 << 24, 1000, 250
+    rows = [
+        (1, 0, period - start, 0, 0, 0),  # entered at 1000, time began at 0
+        (2, 1, period - end, 0, period - start - 50, 0),  # the first mark took 50; then a wrap
+    ]
+    records = mark_records(b"".join(MARK.pack(*row) for row in rows))
+    assert [r.ticks for r in records] == [1000, period + 250 - 50]
+
+
+TOUCH = """
+#include "mplan_host.h"
+volatile unsigned char net_arena[2000], untouched[16];
+volatile unsigned int word = 1;
+int main(void) {
+    for (int i = 0; i < 100; i++) net_arena[i] = 0;
+    net_arena[1000] = 0;
+    word = 2;
+    return untouched[0];
+}
+"""
+
+
+def test_touched_bytes_are_exact_even_where_zeros_are_written(build: Build):
+    result = run(build(TOUCH))
+    touched = {name: (t.bytes, t.high_water_bytes) for name, t in result.touched.items()}
+    assert touched == {"net_arena": (101, 1001), "untouched": (0, 0), "word": (4, 4)}
+    stack = result.sram_touched_bytes - 105
+    assert 0 < stack <= result.stack_bytes
+
+
+def test_tracing_stores_changes_nothing_else(build: Build):
+    firmware = build(NETWORK)
+    traced, plain = (
+        run(firmware, inputs=inputs(4).tobytes(), trace_memory=flag) for flag in (True, False)
+    )
+    assert plain.touched == {} and plain.sram_touched_bytes is None
+    assert (traced.output, traced.marks, traced.stack_bytes) == (
+        plain.output,
+        plain.marks,
+        plain.stack_bytes,
+    )
+
+
+PREDICATED = """
+#include "mplan_host.h"
+static int word;
+__attribute__((naked)) static int predicated(int *at) {
+    __asm__ volatile(
+        "movs r1, #0\\n cmp r1, #0\\n itttt eq\\n streq r0, [r0]\\n cmpeq r0, r0\\n"
+        "addeq r1, #1\\n beq 1f\\n 1: adds r1, #2\\n adds r1, #4\\n adds r1, #8\\n"
+        "mov r0, r1\\n bx lr");
+}
+int main(void) { return predicated(&word); }
+"""
+
+
+@pytest.mark.parametrize("emulator", ["unicorn", "qemu"])
+def test_a_store_in_an_it_block_skips_nothing(build: Build, emulator: str):
+    firmware = build(PREDICATED, layout="board")
+    assert run(firmware, emulator=emulator).exit_code == 15
+
+
+STACK = """
+#include "mplan_host.h"
+__attribute__((noinline)) int deep(void) {
+    volatile unsigned char scratch[DEPTH];
+    for (int i = 0; i < DEPTH; i++) scratch[i] = 1;
+    return scratch[0];
+}
+int main(void) { return deep() - 1; }
+"""
+
+
+@pytest.mark.parametrize(("toolchain", "emulator"), [("zig", "unicorn"), ("gcc", "qemu")])
+def test_stack_use_is_measured(build: Build, toolchain: str, emulator: str):
+    depths = [
+        run(build(STACK, toolchain=toolchain, defines={"DEPTH": d}), emulator=emulator).stack_bytes
+        for d in ("512", "2048")
+    ]
+    assert depths[1] - depths[0] == 2048 - 512
+    assert 512 <= depths[0] <= 512 + 160
+
+
+def test_ram_is_junk_at_reset_but_zeroed_where_c_says_so(build: Build):
+    source = """
+    #include "mplan_host.h"
+    unsigned char zeroed[8];
+    __attribute__((section(".mplan.sram_d2"))) unsigned char raw[8];
+    int main(void) { return zeroed[3] == 0 && raw[3] != 0; }
+    """
+    assert run(build(source, "stm32h743"), "stm32h743").exit_code == 1
+
+
+def test_sections_choose_a_memory(build: Build):
+    source = """
+    #include "mplan_host.h"
+    __attribute__((section(".mplan.dtcm"))) volatile unsigned char fast[1000];
+    volatile unsigned char slow[500];
+    int main(void) { fast[999] = 1; slow[10] = 2; return fast[999] + slow[10]; }
+    """
+    for toolchain, emulator in (("zig", "unicorn"), ("gcc", "qemu")):
+        firmware = build(source, "stm32h743", toolchain)
+        dtcm, axi = (next(m for m in firmware.memories if m.name == n) for n in ("dtcm", "sram"))
+        assert 0 <= firmware.symbols["fast"].address - dtcm.base < dtcm.size_bytes
+        assert 0 <= firmware.symbols["slow"].address - axi.base < axi.size_bytes
+        assert 1000 <= firmware.used_bytes["dtcm"] < 1008
+        assert run(firmware, "stm32h743", emulator=emulator).exit_code == 3
+
+
+@pytest.mark.parametrize("toolchain", ["zig", "gcc"])
+def test_sizes_agree_with_binutils(build: Build, toolchain: str):
+    firmware = build(NETWORK, toolchain=toolchain)
+    text = subprocess.run(
+        ["arm-none-eabi-size", "-A", str(firmware.elf)], capture_output=True, text=True, check=True
+    ).stdout
+    rows = (line.split() for line in text.splitlines() if line.startswith("."))
+    sizes = {row[0]: int(row[1]) for row in rows}
+    assert firmware.flash_bytes == sizes[".vectors"] + sizes[".text"] + sizes.get(".data", 0)
+    assert firmware.static_ram_bytes == sizes[".bss"] + sizes.get(".data", 0)
+    assert symbol_sizes(firmware.elf)["net_arena"] == 4096
+    assert 20 < symbol_sizes(firmware.elf)["net_run"] < firmware.flash_bytes
+
+
+@pytest.mark.parametrize("toolchain", ["zig", "gcc"])
+def test_an_image_that_does_not_fit_is_refused_with_numbers(build: Build, toolchain: str):
+    source = "volatile unsigned char net_arena[400000];\nint main(void) { return net_arena[7]; }\n"
+    error = fails("MP540", lambda: build(source, toolchain=toolchain))
+    assert error.exit_code == ExitCode.OVER_BUDGET
+    assert "of sram, the part has 327,680 B" in error.message
+    needed = int(error.message.split("needs ")[1].split(" B")[0].replace(",", ""))
+    assert 400_000 + 4096 <= needed < 400_000 + 4096 + 2048
+    assert error.notes[0][0] == "net_arena: 400,000 B"
+
+
+def test_flash_can_overflow_too(build: Build):
+    source = (
+        "const unsigned char weights[1100000] = {1};\n"
+        "int main(void) { return ((const volatile unsigned char *)weights)[7]; }\n"
+    )
+    error = fails("MP540", lambda: build(source))
+    assert "of flash, the part has 1,048,576 B" in error.message
+    assert "of sram" not in error.message
+
+
+def test_the_last_byte_can_be_used(build: Build):
+    source = (
+        "volatile unsigned char net_arena[SIZE];\n"
+        "int main(void) { net_arena[SIZE - 1] = 9; return net_arena[SIZE - 1]; }\n"
+    )
+    used = build(source, defines={"SIZE": "1024"}).used_bytes["sram"]
+    rest = 327_680 - used + 1024
+    firmware = build(source, defines={"SIZE": str(rest)})
+    assert firmware.used_bytes["sram"] == 327_680
+    assert run(firmware).exit_code == 9
+    error = fails("MP540", lambda: build(source, defines={"SIZE": str(rest + 8)}))
+    assert "327,688 B of sram" in error.message
+
+
+@pytest.mark.parametrize(
+    ("action", "address", "says"),
+    [
+        ("*at = 7; return 0", 0x20050000, "wrote 4 B at 0x20050000, outside of all memories"),
+        ("return (int)*at", 0x20050000, "read 4 B at 0x20050000, outside of all memories"),
+        ("*at = 7; return 0", 0x1FFFFFFC, "wrote 4 B at 0x1ffffffc"),
+        ("*at = 7; return 0", 0x08000100, "wrote 4 B at 0x08000100, in flash"),
+        ("return (int)*at", 0x00000000, "read 4 B at 0x00000000"),
+    ],
+)
+def test_faults_name_the_address_and_the_place(build: Build, action: str, address: int, says: str):
+    firmware = build(FAULTS, defines={"ACTION": action, "ADDRESS": f"{address:#x}u"})
+    error = fails("MP543", lambda: run(firmware))
+    assert error.exit_code == ExitCode.CHECK_FAILED
+    assert says in error.message
+    culprit = firmware.symbols["culprit"]
+    pc = int(error.message.split("; pc ")[1].split()[0], 16)
+    assert culprit.address <= pc < culprit.address + culprit.size
+    assert "(culprit+" in error.message
+    assert "sram 0x20000000..0x20050000" in error.help
+
+
+def test_qemu_names_them_too(build: Build):
+    for toolchain in ("zig", "gcc"):
+        firmware = build(
+            FAULTS,
+            toolchain=toolchain,
+            layout="board",
+            defines={"ACTION": "*at = 7; return 0", "ADDRESS": "0x30000000u"},
+        )
+        error = fails("MP543", lambda f=firmware: run(f, emulator="qemu"))
+        assert "0x30000000" in error.message and "(culprit+" in error.message
+
+
+def test_code_does_not_run_from_ram(build: Build):
+    source = """
+    #include <stdint.h>
+    static uint16_t code[2] = {0x4770, 0x4770};
+    int main(void) { ((void (*)(void))((uintptr_t)code | 1))(); return code[0]; }
+    """
+    assert "executed" in fails("MP543", lambda: run(build(source))).message
+
+
+RECURSE = """
+__attribute__((noinline)) int dive(int n) {
+    volatile int frame[8] = {n};
+    return n ? dive(n - 1) * 3 + frame[n & 7] : 0;
+}
+volatile int net_arena[1000];
+int main(void) { return dive(100000); }
+"""
+
+
+@pytest.mark.parametrize(("toolchain", "emulator"), [("zig", "unicorn"), ("gcc", "qemu")])
+def test_a_stack_overflow_faults(build: Build, toolchain: str, emulator: str):
+    error = fails("MP543", lambda: run(build(RECURSE, toolchain=toolchain), emulator=emulator))
+    assert "(dive+" in error.message if emulator == "unicorn" else "4,096 B" in error.message
+
+
+@pytest.mark.parametrize(("toolchain", "emulator"), [("zig", "unicorn"), ("gcc", "qemu")])
+def test_an_undefined_instruction_is_an_exception(build: Build, toolchain: str, emulator: str):
+    source = 'int main(void) { __asm__ volatile("udf #1"); return 0; }'
+    error = fails("MP545", lambda: run(build(source, toolchain=toolchain), emulator=emulator))
+    assert "(main+" in error.message
+
+
+@pytest.mark.parametrize(("toolchain", "emulator"), [("zig", "unicorn"), ("gcc", "qemu")])
+def test_endless_programs_time_out(build: Build, toolchain: str, emulator: str):
+    firmware = build("int main(void) { for (volatile int i = 0;; i++) {} }", toolchain=toolchain)
+    error = fails("MP544", lambda: run(firmware, emulator=emulator, timeout_s=0.5))
+    assert "0.5 s" in error.message
+
+
+def test_a_bad_buffer_given_to_the_host_is_a_fault(build: Build):
+    source = """
+    #include "mplan_host.h"
+    int main(void) { return (int)mplan_host_read((void *)0x30000000u, 4); }
+    """
+    error = fails("MP543", lambda: run(build(source), inputs=b"abcd"))
+    assert "0x30000000" in error.message
+
+
+def test_unknown_host_requests_are_refused(build: Build):
+    source = """
+    int main(void) {
+        register int r0 __asm__("r0") = 0x10;
+        __asm__ volatile("bkpt 0xAB" : "+r"(r0));
+        return r0;
+    }
+    """
+    assert "0x10" in fails("MP546", lambda: run(build(source))).message
+
+
+@pytest.mark.parametrize("emulator", ["unicorn", "qemu"])
+def test_input_ends_and_output_is_bytes(build: Build, emulator: str):
+    source = """
+    #include "mplan_host.h"
+    static unsigned char data[100];
+    int main(void) {
+        size_t n = mplan_host_read(data, sizeof data);
+        mplan_host_write(data, n);
+        mplan_host_write("\\0\\n\\r\\xff", 4);
+        mplan_host_exit((int)(256 + n + mplan_host_read(data, 1)));
+    }
+    """
+    result = run(build(source, layout="board"), emulator=emulator, inputs=bytes(range(70)))
+    assert result.output == bytes(range(70)) + b"\0\n\r\xff"
+    assert result.exit_code == 70
+
+
+@pytest.mark.parametrize("toolchain", ["zig", "gcc"])
+def test_errors_of_the_compiler_and_the_linker(build: Build, toolchain: str):
+    error = fails("MP541", lambda: build("int main(void) { return nothing; }", toolchain=toolchain))
+    assert "nothing" in error.notes[0][0] and "program.c" in error.message
+    source = "int absent(void);\nint main(void) { return absent(); }"
+    error = fails("MP542", lambda: build(source, toolchain=toolchain))
+    assert "absent" in error.notes[0][0]
+
+
+def test_missing_tools_say_what_to_install(build: Build, monkeypatch: pytest.MonkeyPatch):
+    firmware = build(NETWORK, toolchain="gcc")
+    monkeypatch.setenv("PATH", "")
+    error = fails("MP410", lambda: run(firmware, emulator="qemu"))
+    assert error.exit_code == ExitCode.MISSING_TOOL and "apt install qemu-system-arm" in error.help
+    error = fails("MP410", lambda: build("int main(void) { return 1; }", toolchain="gcc"))
+    assert "apt install gcc-arm-none-eabi" in error.help
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    error = fails("MP410", lambda: build("int main(void) { return 1; }"))
+    assert "pip install ziglang" in error.help
+    assert "pip install unicorn" in fails("MP410", lambda: run(firmware)).help
+
+
+def test_what_cannot_run_is_refused(build: Build, tmp_path: Path):
+    assert "layout='board'" in fails("MP411", lambda: run(build(NETWORK), emulator="qemu")).help
+    firmware = build(NETWORK, "mps3-an547", "gcc")
+    error = fails("MP411", lambda: run(firmware, "mps3-an547"))
+    assert "cortex-m55" in error.message and "qemu" in error.help
+    fails("MP411", lambda: build(NETWORK, "h200"))
+    path = tmp_path / "odd.toml"
+    path.write_text('inherits = "stm32f746"\n[memory.sram]\nsize_bytes = 20_100\n')
+    (tmp_path / "p.c").write_text(TOUCH)
+    odd = build_firmware([tmp_path / "p.c"], [], load_target(path), tmp_path / "out")
+    assert "20,100 B" in fails("MP411", lambda: run_firmware(odd, load_target(path))).message
+
+
+def test_a_part_with_little_memory_runs(tmp_path: Path):
+    path = tmp_path / "small.toml"
+    path.write_text('inherits = "stm32f746"\n[memory.sram]\nsize_bytes = 7_168\n')
+    (tmp_path / "p.c").write_text(TOUCH)
+    target: Target = load_target(path)
+    for toolchain, emulator in (("zig", "unicorn"), ("gcc", "qemu")):
+        firmware = build_firmware(
+            [tmp_path / "p.c"], [], target, tmp_path / toolchain, toolchain=toolchain
+        )
+        assert run_firmware(firmware, target, emulator=emulator).exit_code == 0
+
+
+MATH = """
+#include <math.h>
+#include "mplan_host.h"
+static float buffer[512];
+int main(void) {
+    size_t n;
+    while (mplan_host_read(&n, 4) == 4) {
+        mplan_host_read(buffer, 4 * n);
+        for (size_t i = 0; i < n; i++) { float x = buffer[i]; buffer[i] = (float)(CALL); }
+        mplan_host_write(buffer, 4 * n);
+    }
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "reference", "low", "high"),
+    [
+        ("expf(x)", math.exp, -80, 80),
+        ("logf(x)", math.log, 1e-6, 100),
+        ("tanhf(x)", math.tanh, -10, 10),
+        ("erff(x)", math.erf, -4.5, 4.5),
+        ("expm1f(x)", math.expm1, -5, 5),
+        ("log1pf(x)", math.log1p, -0.95, 5),
+        ("sinhf(x)", math.sinh, -88, 88),
+        ("coshf(x)", math.cosh, -88, 88),
+        ("sinf(x)", math.sin, -20, 20),
+        ("cosf(x)", math.cos, -20, 20),
+        ("sqrtf(x)", math.sqrt, 0, 50),
+        ("powf(x, 2.75f)", lambda x: x**2.75, 0.01, 50),
+        ("powf(x, -3.0f)", lambda x: x**-3.0, -50, -0.01),
+        ("powf(2.5f, x)", lambda x: 2.5**x, -90, 90),
+    ],
+)
+def test_float_functions_are_accurate(build: Build, call: str, reference: Callable, low, high):
+    generator = np.random.default_rng(7)
+    x = generator.uniform(low, high, 400).astype(np.float32)
+    x[:100] = (x[:100] - low) * 0.02 + low if low > 0 else x[:100] * 0.02
+    x = np.clip(x, np.float32(low), np.float32(high))
+    data = struct.pack("<I", x.size) + x.tobytes()
+    y = np.frombuffer(run(build(MATH, defines={"CALL": call}), inputs=data).output, np.float32)
+    exact = np.array([reference(float(v)) for v in x])
+    ulp = np.abs(y - exact) / np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    assert ulp.max() < 2.5, f"{ulp.max():.2f} ulp at {x[ulp.argmax()]}"
+
+
+@pytest.mark.parametrize("target", ["stm32f746", "stm32f412", "rp2040"])
+def test_rounding_and_special_values(build: Build, target: str):
+    nan, inf = math.nan, math.inf
+    cases = [
+        ("rintf(x)", [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, -0.0), (8388609, 8388609), (-2.6, -3)]),
+        ("rintf(x)", [(nan, nan), (inf, inf), (-inf, -inf)]),
+        ("lrintf(x)", [(2.5, 2), (3.5, 4), (-2.5, -2)]),
+        ("lroundf(x)", [(2.5, 3), (-2.5, -3), (0.49999997, 0)]),
+        ("tanhf(x)", [(inf, 1), (-inf, -1), (nan, nan), (-0.0, -0.0)]),
+        ("erff(x)", [(inf, 1), (-inf, -1), (nan, nan), (-0.0, -0.0)]),
+        ("expm1f(x)", [(inf, inf), (-inf, -1), (nan, nan), (-0.0, -0.0)]),
+        ("log1pf(x)", [(-1, -inf), (inf, inf), (-2, nan), (nan, nan), (-0.0, -0.0)]),
+        ("powf(x, 0.0f)", [(nan, 1), (0, 1), (inf, 1)]),
+        ("powf(x, 0.5f)", [(-1, nan), (-inf, inf), (0, 0), (nan, nan)]),
+        ("powf(x, 3.0f)", [(-2, -8), (-0.0, -0.0), (-inf, -inf), (10, 1000)]),
+        ("powf(x, -2.0f)", [(0, inf), (-2, 0.25), (inf, 0)]),
+        ("powf(x, INFINITY)", [(-1, 1), (0.5, 0), (2, inf), (-3, inf)]),
+    ]
+    calls = "".join(f"k == {i + 1} ? (float)({c}) : " for i, (c, _) in enumerate(cases))
+    source = (
+        MATH.replace("(float)(CALL)", f"({calls}0.0f)")
+        .replace("size_t n;", "size_t n, k = 0;")
+        .replace("mplan_host_read(buffer", "k++; mplan_host_read(buffer")
+    )
+    data = b"".join(
+        struct.pack(f"<I{len(rows)}f", len(rows), *(x for x, _ in rows)) for _, rows in cases
+    )
+    got = struct.iter_unpack("<f", run(build(source, target), target, inputs=data).output)
+    for call, rows in cases:
+        for x, want in rows:
+            value = next(got)[0]
+            same = math.isnan(value) if math.isnan(want) else value == want
+            assert same and math.copysign(1, value if value == 0 else 1) == math.copysign(
+                1, want if want == 0 else 1
+            ), f"{call} at {x} is {value}, not {want}"

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mplan.diagnostics import CheckError, UserError, Where
-from mplan.ir.graph import Arg, Graph, Input, Op, Value, refs
+from mplan.ir.graph import Arg, Graph, Input, Loop, Op, Value, refs
+from mplan.ir.loops import tile_shapes
+from mplan.ir.specialize import specialize
 from mplan.ir.types import ScalarType, Sym, TensorType
 from mplan.ir.verify_loop import loop_faults
 from mplan.ir.verify_ops import call_faults, type_faults
@@ -134,7 +136,7 @@ class _Verifier:
             for message in loop_faults(op, op.loop, types, self.graph):
                 self.add("MP104", f"{label}: {message}", op)
             if len(self.found) == before:
-                inner = faults(op.loop.body, self.deep)
+                inner = _body_faults(op.loop, self.deep)
                 self.found += [Fault(f.code, f"{label}, body: {f.message}", f.where) for f in inner]
         elif self.deep:
             for code, message in type_faults(op, types):
@@ -182,6 +184,16 @@ class _Verifier:
             if self.found or not self.graph.symbols:
                 break
         self.found += _stale_faults(self.graph, extents if not self.graph.symbols else {})
+
+
+def _body_faults(loop: Loop, deep: bool) -> Iterator[Fault]:
+    """Faults of the body as it stands; if none and ``deep``, those of its tiles of each shape."""
+    found = faults(loop.body)
+    yield from found
+    if deep and not found:
+        tiles = (tile for tile, _ in tile_shapes(loop))
+        each = (f for tile in tiles for f in faults(specialize(loop.body, tile), deep=True))
+        yield from dict.fromkeys(each)
 
 
 def describe(op: Op) -> str:

@@ -1,0 +1,99 @@
+"""Close the gap between bound and best: decide budgets segment by segment.
+
+A step that is comparable with every other splits each order at the same place; between such steps the
+segments are independent. The worst segment is solved first: the search over downsets runs forward and
+on the reversed graph, at its bound and just below its best, with ever more states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from mplan.passes.schedule.downsets import decide
+from mplan.passes.schedule.greedy import Order
+from mplan.passes.schedule.instance import Instance
+from mplan.passes.solvers.interface import Bound, Deadline, Search
+
+#: States of the first attempts at a budget, and how they grow when none is decided.
+_FIRST_STATES = 1_000
+_GROWTH = 4
+
+
+def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int) -> None:
+    """Improve ``search`` until it is closed or time is up; the bound becomes ``exhaustive``."""
+    parts = _parts(instance, search.answer)
+    while not search.closed and not deadline.expired:
+        worst = max(parts, key=lambda part: part.best)
+        worst.low = max(worst.low, search.bound.bytes)
+        if worst.low < worst.best:
+            worst.narrow(instance, deadline)
+        order = tuple(s for part in parts for s in part.steps)
+        search.offer(order, instance.peak(order), "exact")
+        search.raise_bound(Bound(worst.low, "exhaustive"))
+
+
+def segments(instance: Instance, order: Order) -> list[list[int]]:
+    """``order`` cut at the steps that are comparable with every other step."""
+    position = {step: p for p, step in enumerate(order)}
+    last = instance.count
+    used = [min((position[s] for s in instance.succs[step]), default=last) for step in order]
+    needs = [max((position[s] for s in instance.preds[step]), default=-1) for step in order]
+    tail = [*accumulate(reversed(needs), min, initial=last)][::-1]
+    parts: list[list[int]] = [[]]
+    reach = -1
+    for p, step in enumerate(order):
+        if reach <= p <= tail[p + 1]:
+            parts += [[step], []]
+        else:
+            parts[-1].append(step)
+        reach = max(reach, used[p])
+    return [part for part in parts if part]
+
+
+def _parts(instance: Instance, order: Order) -> list[_Segment]:
+    profile = instance.profile(order)
+    parts: list[_Segment] = []
+    start = 0
+    for steps in segments(instance, order):
+        end = start + len(steps)
+        parts.append(_Segment(steps, order[:start], max(profile[start:end])))
+        start = end
+    return parts
+
+
+class _Segment:
+    """An interval of every order: its best order yet, its peak, and a bound on its optimum."""
+
+    def __init__(self, steps: list[int], before: Sequence[int], peak: int) -> None:
+        self.steps = steps
+        self.before = before
+        self.best = peak
+        self.low = 0
+        self._states = _FIRST_STATES
+        self._names = steps
+        self._stuck: set[int] = set()
+        self._local: Instance | None = None
+
+    def narrow(self, instance: Instance, deadline: Deadline) -> None:
+        """Decide a budget halfway or just below the best; if neither can be, allow more states."""
+        if self._local is None:
+            done = [False] * instance.count
+            for s in self.before:
+                done[s] = True
+            self._local = instance.restrict(self._names, done)
+        for budget in dict.fromkeys(((self.low + self.best) // 2, self.best - 1)):
+            if budget not in self._stuck and not deadline.expired:
+                return self._decide(self._local, budget, deadline)
+        self._states *= _GROWTH
+        self._stuck.clear()
+
+    def _decide(self, local: Instance, budget: int, deadline: Deadline) -> None:
+        verdict = decide(local, budget, self._states, deadline)
+        if verdict.order is not None:
+            self.best = local.peak(verdict.order)
+            self.steps = [self._names[s] for s in verdict.order]
+        elif verdict.next_bytes is not None:
+            self.low = max(self.low, min(verdict.next_bytes, self.best))
+        else:
+            self._stuck.add(budget)

@@ -1,0 +1,1 @@
+"""What the solvers share: one anytime interface, one registry, and the wrappers of OR-tools."""

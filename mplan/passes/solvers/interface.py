@@ -1,0 +1,230 @@
+"""The anytime interface of the solvers, their registry and their one vocabulary.
+
+A solver is a function ``run(instance, search, deadline, seed) -> None``: it improves ``search`` (best
+answer and bound so far) until it has a proof, has nothing more to try, or the deadline expires.
+Whatever stops it, ``search`` holds a valid answer. The registry declares what each solver can do and
+needs; reading it imports neither the solvers nor OR-tools.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Generic, Literal, TypeVar
+
+from mplan.diagnostics import UserError
+from mplan.ir.plan import Certificate
+
+Answer = TypeVar("Answer")
+Decision = Literal["schedule", "allocate"]
+Run = Callable[[Any, Any, "Deadline", int], None]
+
+#: Sums of buffer sizes must stay exact in 64-bit solvers, with room for sums of sums.
+MAX_TOTAL_BYTES = 2**60
+
+
+class Deadline:
+    """A point on the monotonic clock, ``limit_s`` seconds from its creation (infinity: never)."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self, limit_s: float) -> None:
+        self._end = time.monotonic() + max(limit_s, 0.0)
+
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(self._end - time.monotonic(), 0.0)
+
+    @property
+    def expired(self) -> bool:
+        """Whether no time is left."""
+        return time.monotonic() >= self._end
+
+    def within(self, limit_s: float) -> Deadline:
+        """The earlier of this deadline and one ``limit_s`` seconds from now."""
+        return Deadline(min(limit_s, self.remaining()))
+
+    def share(self, fraction: float) -> Deadline:
+        """A deadline after ``fraction`` of the remaining time."""
+        remaining = self.remaining()
+        return Deadline(remaining * fraction if math.isfinite(remaining) else remaining)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A proven lower bound: ``kind`` and ``witness`` as in ``Certificate``."""
+
+    bytes: int
+    kind: str
+    witness: tuple[int, ...] = ()
+
+
+class Search(Generic[Answer]):
+    """The best answer and the best bound so far, both in bytes."""
+
+    def __init__(self, answer: Answer, value: int, solver: str, bound: Bound) -> None:
+        self.answer = answer
+        self.value = value
+        self.solver = solver
+        self.bound = bound
+
+    @property
+    def closed(self) -> bool:
+        """Whether the answer is proven optimal."""
+        return self.bound.bytes >= self.value
+
+    def offer(self, answer: Answer, value: int, solver: str) -> bool:
+        """Take ``answer`` if it is strictly better; whether it was."""
+        if value >= self.value:
+            return False
+        self.answer, self.value, self.solver = answer, value, solver
+        return True
+
+    def raise_bound(self, bound: Bound) -> None:
+        """Take ``bound`` if it is strictly higher."""
+        if bound.bytes > self.bound.bytes:
+            self.bound = bound
+
+    def certificate(self, subject: str, seed: int, seconds: float) -> Certificate:
+        """The certificate of the present answer."""
+        return Certificate(
+            subject=subject,
+            value_bytes=self.value,
+            lower_bound_bytes=self.bound.bytes,
+            bound_kind=self.bound.kind,
+            status="optimal" if self.closed else "feasible",
+            solver=self.solver,
+            seed=seed,
+            seconds=round(seconds, 6),
+            witness=self.bound.witness,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """A row of the registry.
+
+    ``entry`` is ``module:function``; ``proves`` says whether it can raise the bound to the optimum;
+    ``needs`` are packages beyond the standard library; ``parts`` are the solvers that a composite
+    one runs in turn until the answer is proven.
+    """
+
+    decision: Decision
+    name: str
+    summary: str
+    entry: str = ""
+    proves: bool = False
+    needs: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+
+    def load(self) -> Run:
+        """The function behind ``entry``; imports its module."""
+        module, _, function = self.entry.partition(":")
+        run: Run = getattr(import_module(module), function)
+        return run
+
+
+_SCHEDULE = "mplan.passes.schedule"
+_ALLOCATE = "mplan.passes.allocate"
+
+SOLVERS = (
+    Solver("schedule", "none", "keep the captured order"),
+    Solver(
+        "schedule",
+        "greedy",
+        "memory-aware list scheduling, forward and backward",
+        entry=f"{_SCHEDULE}.greedy:run",
+    ),
+    Solver(
+        "schedule",
+        "cuts",
+        "nested minimum cuts",
+        entry=f"{_SCHEDULE}.cuts:run",
+        needs=("ortools", "numpy"),
+        parts=("greedy", "cuts"),
+    ),
+    Solver(
+        "schedule",
+        "exact",
+        "search over downsets between bound and best",
+        entry=f"{_SCHEDULE}.exact:run",
+        proves=True,
+        needs=("ortools", "numpy"),
+        parts=("greedy", "cuts", "exact"),
+    ),
+    Solver(
+        "schedule",
+        "auto",
+        "all of them, cheapest first, until proven or out of time",
+        proves=True,
+        needs=("ortools", "numpy"),
+        parts=("greedy", "cuts", "exact"),
+    ),
+    Solver(
+        "allocate",
+        "greedy",
+        "first fit and best fit over a portfolio of orders",
+        entry=f"{_ALLOCATE}.greedy:run",
+    ),
+    Solver(
+        "allocate",
+        "hill",
+        "local search over placement orders",
+        entry=f"{_ALLOCATE}.hill:run",
+        parts=("greedy", "hill"),
+    ),
+    Solver(
+        "allocate",
+        "exact",
+        "canonical branch and bound, then CP-SAT",
+        entry=f"{_ALLOCATE}.exact:run",
+        proves=True,
+        needs=("ortools",),
+        parts=("greedy", "exact"),
+    ),
+    Solver(
+        "allocate",
+        "auto",
+        "greedy, then exact until proven or out of time",
+        proves=True,
+        needs=("ortools",),
+        parts=("greedy", "exact"),
+    ),
+)
+
+
+def find_solver(decision: Decision, name: str) -> Solver:
+    """The solver of ``decision`` called ``name``; UserError MP220 with the accepted names if none."""
+    rows = {s.name: s for s in SOLVERS if s.decision == decision}
+    if name in rows:
+        return rows[name]
+    close = difflib.get_close_matches(name, rows, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    help = f"{hint}accepted: {', '.join(rows)}"
+    raise UserError("MP220", f"no {decision} solver is called {name!r}", help=help)
+
+
+def run_solver(
+    solver: Solver, instance: Any, search: Search[Any], deadline: Deadline, seed: int
+) -> None:
+    """Run ``solver`` (its parts in turn) on ``search`` until it is closed or out of time.
+
+    The first part always runs, so that a deadline of 0 still yields more than the start answer.
+    """
+    by_name = {s.name: s for s in SOLVERS if s.decision == solver.decision}
+    parts = [by_name[p] for p in solver.parts] or ([solver] if solver.entry else [])
+    for rank, part in enumerate(parts):
+        if search.closed or (rank and deadline.expired):
+            return
+        part.load()(instance, search, deadline, seed)
+
+
+def guard_total(total_bytes: int) -> None:
+    """UserError MP226 if sizes add up to more than the solvers' integers hold."""
+    if total_bytes >= MAX_TOTAL_BYTES:
+        message = f"the buffers add up to {total_bytes:,} B, the solvers count to {MAX_TOTAL_BYTES:,} B"
+        raise UserError("MP226", message, help="give the sizes in a larger unit")

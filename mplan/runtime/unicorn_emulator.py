@@ -18,6 +18,7 @@ from mplan.targets.model import Target
 
 MODELS = ("cortex-m0", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33")
 _SYSTEM_CONTROL = (0xE000E000, 0x1000)
+_CODE_BUFFER_BYTES = 1 << 25  # unicorn reserves 1 GiB of addresses per engine, freed late
 _NEVER = 0xFFFFFFFE
 _BREAKPOINT = 7
 _SEMIHOSTING = b"\xab\xbe"  # bkpt 0xAB
@@ -68,6 +69,7 @@ class _Run:
         unicorn = self.unicorn
         uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB | unicorn.UC_MODE_MCLASS)
         uc.ctl_set_cpu_model(getattr(self.arm, f"UC_CPU_ARM_{model.upper().replace('-', '_')}"))
+        uc.ctl_set_tcg_buffer_size(_CODE_BUFFER_BYTES)
         uc.mem_map(*_SYSTEM_CONTROL)
         uc.hook_add(unicorn.UC_HOOK_INTR, self._exception)
         uc.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._fault)

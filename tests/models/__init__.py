@@ -1,0 +1,1 @@
+"""Plain definitions of well-known architectures, at widths that tests can afford."""

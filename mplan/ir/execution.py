@@ -95,8 +95,9 @@ def check_value(label: str, value: Any, type_: Type, symbols: Mapping[str, int])
         got = type(value).__name__
         raise UserError("MP108", f"{label} must be a tensor {print_type(wanted)}, got {got}")
     if value.dtype != torch_dtype(wanted) or tuple(value.shape) != wanted.shape:
-        got = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-        raise UserError("MP108", f"{label} must be {print_type(wanted)}, got {got}")
+        dtype = str(value.dtype).removeprefix("torch.")
+        sizes = ",".join(str(n) for n in value.shape)
+        raise UserError("MP108", f"{label} must be {print_type(wanted)}, got {dtype}[{sizes}]")
 
 
 def call(op: Op, args: Mapping[str, BoundArg], symbols: Mapping[str, int]) -> tuple[Any, ...]:

@@ -288,7 +288,7 @@ def _default(param: Any) -> str:
 
 def c_coverage() -> str:
     """The kinds that the C backend has kernels for, grouped by operator."""
-    from mplan.codegen.c.registry import TABLE
+    from mplan.codegen.c.emit import TABLE
 
     groups: dict[str, list[str]] = defaultdict(list)
     for kind in sorted(TABLE):

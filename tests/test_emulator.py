@@ -564,6 +564,15 @@ int main(void) {
         ("log1pf(x)", math.log1p, -0.95, 5),
         ("sinhf(x)", math.sinh, -88, 88),
         ("coshf(x)", math.cosh, -88, 88),
+        ("erfcf(x)", math.erfc, -4, 9),
+        ("asinf(x)", math.asin, -1, 1),
+        ("acosf(x)", math.acos, -1, 1),
+        ("atanf(x)", math.atan, -30, 30),
+        ("atan2f(x, 0.7f)", lambda x: math.atan2(x, float(np.float32(0.7))), -5, 5),
+        ("atan2f(x, -3.0f)", lambda x: math.atan2(x, -3.0), -5, 5),
+        ("asinhf(x)", math.asinh, -1e4, 1e4),
+        ("acoshf(x)", math.acosh, 1, 1e4),
+        ("atanhf(x)", math.atanh, -0.99, 0.99),
         ("sinf(x)", math.sin, -20, 20),
         ("cosf(x)", math.cos, -20, 20),
         ("sqrtf(x)", math.sqrt, 0, 50),
@@ -581,7 +590,7 @@ def test_float_functions_are_accurate(build: Build, call: str, reference: Callab
     y = np.frombuffer(run(build(MATH, defines={"CALL": call}), inputs=data).output, np.float32)
     exact = np.array([reference(float(v)) for v in x])
     ulp = np.abs(y - exact) / np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
-    assert ulp.max() < 2.5, f"{ulp.max():.2f} ulp at {x[ulp.argmax()]}"
+    assert ulp.max() < (4 if "erfcf" in call else 2.5), f"{ulp.max():.2f} ulp at {x[ulp.argmax()]}"
 
 
 @pytest.mark.parametrize("target", ["stm32f746", "stm32f412", "rp2040"])
@@ -596,6 +605,15 @@ def test_rounding_and_special_values(build: Build, target: str):
         ("erff(x)", [(inf, 1), (-inf, -1), (nan, nan), (-0.0, -0.0)]),
         ("expm1f(x)", [(inf, inf), (-inf, -1), (nan, nan), (-0.0, -0.0)]),
         ("log1pf(x)", [(-1, -inf), (inf, inf), (-2, nan), (nan, nan), (-0.0, -0.0)]),
+        ("erfcf(x)", [(inf, 0), (-inf, 2), (nan, nan), (0, 1)]),
+        ("asinf(x)", [(2, nan), (nan, nan), (0, 0)]),
+        ("acosf(x)", [(2, nan), (-2, nan), (1, 0)]),
+        ("atan2f(x, -1.0f)", [(0, np.float32(math.pi)), (-0.0, np.float32(-math.pi))]),
+        ("atan2f(x, 0.0f)", [(0, 0), (-0.0, -0.0), (nan, nan)]),
+        ("atan2f(1.0f, x)", [(inf, 0), (0, np.float32(math.pi / 2))]),
+        ("acoshf(x)", [(1, 0), (0, nan), (inf, inf)]),
+        ("atanhf(x)", [(1, inf), (-1, -inf), (2, nan), (-0.0, -0.0)]),
+        ("asinhf(x)", [(inf, inf), (-inf, -inf), (-0.0, -0.0)]),
         ("powf(x, 0.0f)", [(nan, 1), (0, 1), (inf, 1)]),
         ("powf(x, 0.5f)", [(-1, nan), (-inf, inf), (0, 0), (nan, nan)]),
         ("powf(x, 3.0f)", [(-2, -8), (-0.0, -0.0), (-inf, -inf), (10, 1000)]),

@@ -5,6 +5,7 @@
 #define INFINITY __builtin_inff()
 #define NAN __builtin_nanf("")
 #define isnan(x) __builtin_isnan(x)
+#define signbit(x) __builtin_signbit(x)
 #define isinf(x) __builtin_isinf(x)
 
 float ceilf(float x);
@@ -29,7 +30,15 @@ float truncf(float x);
 double exp2(double x);
 double log2(double x);
 
+float acosf(float x);
+float acoshf(float x);
+float asinf(float x);
+float asinhf(float x);
+float atan2f(float y, float x);
+float atanf(float x);
+float atanhf(float x);
 float coshf(float x);
+float erfcf(float x);
 float erff(float x);
 float expm1f(float x);
 float log1pf(float x);

@@ -278,10 +278,34 @@ def test_an_in_place_result_overwrites_its_alias() -> None:
     }"""
     graph, x = parse(text), torch.tensor([-1.0, 2.0, -3.0, 4.0])
     expected = (x * 2).relu()
-    assert_equal(run(graph, [x]), (expected, expected[2:], expected))
+    _both(graph, [x], (expected, expected[2:], expected))
+
+
+def test_a_result_without_alias_has_bytes_of_its_own() -> None:
+    """``contiguous`` returns its operand; what overwrites the result must not touch the operand."""
+    text = """graph @g(%x: f32[4]) {
+      %a: f32[4] = aten.relu.default(self=%x)
+      %b: f32[4] = aten.contiguous.default(self=%a)
+      %c: f32[4] inplace(%b) = aten.add_.Scalar(self=%b, other=1)
+      return %a, %c
+    }"""
+    _both(parse(text), [torch.ones(4)], (torch.ones(4), torch.full((4,), 2.0)))
+
+
+def test_a_view_op_can_permute_in_place() -> None:
+    text = """graph @g(%x: f32[2,3]) {
+      %a: f32[2,3] = aten.relu.default(self=%x)
+      %b: f32[3,2] inplace(%a) = aten.transpose.int(self=%a, dim0=0, dim1=1)
+      %c: f32[6] view(%b) = aten.view.default(self=%b, size=[6])
+      return %c
+    }"""
+    _both(parse(text), [torch.arange(6.0).view(2, 3)], (torch.tensor([0.0, 3, 1, 4, 2, 5]),))
+
+
+def _both(graph: Graph, inputs: list[Tensor], expected: tuple[Tensor, ...]) -> None:
     lowered = problem_of(graph, LAYOUTS["everything"])
-    got = run_in_arena(graph, lowered, place(lowered.problem), [x])
-    assert_equal(got, (expected, expected[2:], expected))
+    assert_equal(run(graph, inputs), expected)
+    assert_equal(run_in_arena(graph, lowered, place(lowered.problem), inputs), expected)
 
 
 def test_inputs_in_another_layout() -> None:

@@ -142,26 +142,23 @@ class _Arena:
             return
         env = {name: self._value(name, position) for name in op.operands}
         results = call(op, bound_args(op, env, self.symbols), self.symbols)
-        settled = [r.clone() if self._must_copy(op, n, r, env) else r for n, r in enumerate(results)]
-        for value, result in zip(op.results, settled, strict=True):
+        written = []
+        for value, result in zip(op.results, results, strict=True):
             if value is None or (value.alias and value.alias.kind == "view"):
                 continue
             if isinstance(value.type, ScalarType):
                 self.numbers[value.name] = result
                 continue
             place = self._value(value.name, position)
-            if place.data_ptr() != result.data_ptr():
-                place.copy_(result)
+            if not _same_tensor(place, result):
+                shared = shares_storage(result, env.values())
+                written.append((place, result.clone() if shared else result))
+        for place, result in written:
+            place.copy_(result)
         for buffer in self.lowered.scratch_of.get(index, ()):
             for placement in self.segments.get(buffer, ()):
                 if placement.start <= position < placement.end:
                     self._bytes(placement).fill_(self.poison)
-
-    def _must_copy(self, op: Op, number: int, result: Any, env: Mapping[str, Any]) -> bool:
-        """Whether a result lies in planned bytes that are not its own place (a view as a result)."""
-        value = op.results[number]
-        in_place = value is not None and value.alias is not None
-        return not in_place and shares_storage(result, env.values())
 
     def _value(self, name: str, position: int, output: bool = False) -> Any:
         """The value where it lies at ``position``; an ``output`` may lie in any region."""
@@ -184,6 +181,10 @@ class _Arena:
         if not begun:
             raise UserError("MP110", f"%{root} is used at position {position} but lies nowhere then")
         return next((p for p in begun if position < p.end), begun[-1])
+
+
+def _same_tensor(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
 def _starts(graph: Graph, symbols: Mapping[str, int]) -> dict[str, int]:

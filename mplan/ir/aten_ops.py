@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from mplan.diagnostics import UnsupportedError, UserError
@@ -60,8 +60,9 @@ def derive(kind: str) -> OpDef:
 def _shape_rule(
     kind: str, returns: tuple[str, ...]
 ) -> Callable[[Mapping[str, BoundArg]], tuple[Type | None, ...]]:
-    rule = _infer_number if returns == ("Scalar",) else partial(_infer, kind)
-    return lambda args: rule(tuple(args.items()))
+    if returns == ("Scalar",):
+        return lambda args: _infer_number(tuple(args.items()))
+    return lambda args: _infer(kind, _Args(args.items()))
 
 
 def overload(kind: str) -> Any:
@@ -148,8 +149,18 @@ def _infer_number(args: tuple[tuple[str, BoundArg], ...]) -> tuple[Type | None, 
     return (ScalarType(name),)
 
 
+class _Args(tuple[tuple[str, BoundArg], ...]):
+    """Arguments as the key of a cache: unlike in plain tuples, 1, 1.0 and True differ."""
+
+    def __eq__(self, other: object) -> bool:
+        return repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
 @lru_cache(maxsize=16384)
-def _infer(kind: str, args: tuple[tuple[str, BoundArg], ...]) -> tuple[Type | None, ...]:
+def _infer(kind: str, args: _Args) -> tuple[Type | None, ...]:
     try:
         with _fake_cpu():
             out = overload(kind)(**to_torch(kind, {name: _fake(arg) for name, arg in args}))
@@ -180,7 +191,8 @@ def _rejection(kind: str, args: tuple[tuple[str, BoundArg], ...], e: Exception) 
     dynamic = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)
     if isinstance(e, dynamic):
         return UnsupportedError("MP107", f"the result of {kind} depends on data")
-    if isinstance(e, (fake_tensor.UnsupportedFakeTensorException, NotImplementedError)):
+    missing = (fake_tensor.UnsupportedFakeTensorException, fake_tensor.UnsupportedOperatorException)
+    if isinstance(e, (*missing, NotImplementedError)):
         return UnsupportedError("MP107", f"torch has no shape rule for {kind}")
     shown = ", ".join(f"{name}={_show(arg)}" for name, arg in args)
     reason = str(e).strip().split("\n")[0]
@@ -262,11 +274,11 @@ def _contraction_flops(op: Op, types: Mapping[str, Type]) -> int:
     row = lookup(op.kind)
     if row.pointwise or _is_move(row, op):
         return 0
-    return _counted(op.kind, tuple(bound_args(op, types).items()))
+    return _counted(op.kind, _Args(bound_args(op, types).items()))
 
 
 @lru_cache(maxsize=16384)
-def _counted(kind: str, args: tuple[tuple[str, BoundArg], ...]) -> int:
+def _counted(kind: str, args: _Args) -> int:
     """What torch's counter sees when the operator runs on fake tensors; 0 if it cannot run so."""
     from torch.utils.flop_counter import FlopCounterMode
 

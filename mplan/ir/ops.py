@@ -181,8 +181,11 @@ def _nbytes(type_: Type) -> int:
 
 
 def _suggest(kind: str, known: list[str]) -> str:
-    close = get_close_matches(kind, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"mplan's own ops: {', '.join(sorted(known))}"
+    names = {name.removeprefix("mplan."): name for name in known}
+    close = get_close_matches(kind.removeprefix("mplan."), names, n=1)
+    return (
+        f"did you mean {names[close[0]]}?" if close else f"mplan's own ops: {', '.join(sorted(known))}"
+    )
 
 
 def loop_of(args: Mapping[str, BoundArg]) -> Loop:

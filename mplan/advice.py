@@ -85,7 +85,7 @@ def _batch(args: tuple[Any, ...]) -> int:
 
 
 def _is_image(tensor: Any) -> bool:
-    return tensor.dim() == 4 and min(tensor.shape[-2:]) >= 8
+    return bool(tensor.dim() == 4 and min(tensor.shape[-2:]) >= 8)
 
 
 def _in_bfloat16(module: Any, args: tuple[Any, ...], options: Options) -> Result:

@@ -193,14 +193,14 @@ def _integer(size: Any) -> int:
 
 def _publish(graph: CompiledGraph) -> None:
     """Put the plan into the log and into TORCH_TRACE."""
-    import torch._logging
+    from torch._logging._internal import trace_structured
 
     report, planned = graph.report(), graph.planned
     assert planned is not None
     log.info("%s: %s B planned, %s", report.name, f"{report.peak_bytes:,}", report.status)
     for fallback in report.fallbacks:
         log.info("outside the arena: %s (%s): %s", fallback.op, fallback.where, fallback.reason)
-    torch._logging.trace_structured(
+    trace_structured(
         "artifact",
         metadata_fn=lambda: {"name": f"mplan_{report.role}_plan", "encoding": "json"},
         payload_fn=lambda: json.dumps(planned.file(report.name).to_json()),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -162,7 +162,7 @@ def compile_(
 @app.command()
 def run(
     folder: Annotated[Path, typer.Argument(help="A folder that `mplan compile` wrote.")],
-    emulator: Annotated[str, typer.Option(help="unicorn or qemu.")] = "unicorn",
+    emulator: Annotated[Literal["unicorn", "qemu"], typer.Option(help="Who runs it.")] = "unicorn",
     timeout: Annotated[float, typer.Option(help="Seconds before the emulator is stopped.")] = 300.0,
     as_json: Json = False,
 ) -> None:
@@ -394,3 +394,7 @@ def _write_html(path: Path, file: PlanFile) -> None:
     from mplan.viz import render_html
 
     write_atomic(path, render_html(file))
+
+
+if __name__ == "__main__":
+    main()

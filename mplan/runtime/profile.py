@@ -51,7 +51,7 @@ _PATTERNS: dict[object, Pattern] = {}
 def callable_of(op: Op) -> Callable[..., Any]:
     """The function that runs ``op`` on the CPU: PyTorch's operator, or what mplan has for its own."""
     if op.kind == "mplan.attention":
-        from mplan.codegen.triton.runtime import cpu_attention
+        from mplan.runtime.attention import cpu_attention
 
         return cpu_attention
     if op.kind.startswith("mplan."):

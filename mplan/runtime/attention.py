@@ -1,0 +1,62 @@
+"""``mplan.attention`` on the CPU: PyTorch's fused attention, fed so that it takes its fused path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def cpu_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(Q·Kᵀ·scale + mask)·V for [*, L, E], [*, S, E], [*, S, Ev] → [*, L, Ev], contiguous.
+
+    PyTorch's flash kernel for CPUs wants four dimensions with the last one dense, and silently falls
+    back to materialised scores otherwise (aten/src/ATen/native/transformers/sdp_utils_cpp.cpp).
+    """
+    from torch.nn.functional import scaled_dot_product_attention
+
+    rank = query.dim()
+    q, k, v = (_dense(_four(t)) for t in (query, key, value))
+    mask = attn_mask if attn_mask is None or rank == 4 else _mask_four(attn_mask, rank)
+    if is_causal and mask is not None:
+        mask, is_causal = _causal(mask, query.shape[-2], key.shape[-2]), False
+    out = scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return out.contiguous().view(*query.shape[:-1], value.shape[-1])
+
+
+def _four(tensor: Tensor) -> Tensor:
+    """The tensor with exactly two batch dimensions in front of the last two."""
+    if tensor.dim() < 4:
+        return tensor.reshape(*(1,) * (4 - tensor.dim()), *tensor.shape)
+    return tensor if tensor.dim() == 4 else tensor.flatten(0, tensor.dim() - 4)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _mask_four(mask: Tensor, rank: int) -> Tensor:
+    """A mask of up to ``rank`` dimensions, aligned at the right, as four dimensions."""
+    if mask.dim() <= 4 and rank < 4:
+        return _four(mask)
+    full = mask.reshape(*(1,) * (rank - mask.dim()), *mask.shape)
+    return _four(full)
+
+
+def _causal(mask: Tensor, queries: int, keys: int) -> Tensor:
+    """``mask`` that also hides key j from query i < j: PyTorch takes one or the other."""
+    import torch
+
+    seen = torch.ones(queries, keys, dtype=torch.bool).tril()
+    return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -torch.inf)

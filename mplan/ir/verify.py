@@ -129,18 +129,16 @@ class _Verifier:
     def _contents(self, op: Op, label: str) -> None:
         """What only makes sense once operands, sizes and aliases of ``op`` are known to be sound."""
         types = {name: self.defined[name].type for name in op.operands}
-        for code, message in call_faults(op, types, self.deep):
+        wrong = list(call_faults(op, types, self.deep))
+        if op.loop and not wrong:
+            wrong = [("MP104", message) for message in loop_faults(op, op.loop, types, self.graph)]
+        elif self.deep and not wrong:
+            wrong = list(type_faults(op, types))
+        for code, message in wrong:
             self.add(code, f"{label}: {message}", op)
-        if op.loop:
-            before = len(self.found)
-            for message in loop_faults(op, op.loop, types, self.graph):
-                self.add("MP104", f"{label}: {message}", op)
-            if len(self.found) == before:
-                inner = _body_faults(op.loop, self.deep)
-                self.found += [Fault(f.code, f"{label}, body: {f.message}", f.where) for f in inner]
-        elif self.deep:
-            for code, message in type_faults(op, types):
-                self.add(code, f"{label}: {message}", op)
+        if op.loop and not wrong:
+            inner = _body_faults(op.loop, self.deep)
+            self.found += [Fault(f.code, f"{label}, body: {f.message}", f.where) for f in inner]
 
     def _value(self, value: Value, label: str, op: Op | None = None) -> None:
         type_, alias = value.type, value.alias
@@ -174,16 +172,10 @@ class _Verifier:
 
     def _memory(self) -> None:
         """Aliases must stay inside the bytes that they share, and reads see no overwritten bytes."""
-        for high in (True, False):
-            values = {s.name: s.high if high else s.low for s in self.graph.symbols}
-            try:
-                extents = _extents(self.graph, values)
-            except UserError:
-                continue  # a size that divides by a symbol need not exist at its lower bound
-            self.found += _alias_faults(self.graph, extents)
-            if self.found or not self.graph.symbols:
-                break
-        self.found += _stale_faults(self.graph, extents if not self.graph.symbols else {})
+        upper = _extents(self.graph, {s.name: s.high for s in self.graph.symbols})
+        lower = _extents(self.graph, {s.name: s.low for s in self.graph.symbols})
+        beyond = (*_alias_faults(self.graph, upper), *_alias_faults(self.graph, lower))
+        self.found += [*dict.fromkeys(beyond), *_stale_faults(self.graph, upper)]
 
 
 def _body_faults(loop: Loop, deep: bool) -> Iterator[Fault]:
@@ -211,11 +203,12 @@ def _leaves(arg: Arg) -> Iterator[Arg]:
 
 @dataclass(frozen=True, slots=True)
 class _Extent:
-    """The half-open byte range of a value in the storage of ``root``."""
+    """The half-open byte range of a value in the storage of ``root``; ``fixed`` without symbols."""
 
     root: str
     start: int
     end: int
+    fixed: bool
 
 
 def _extents(graph: Graph, symbols: Mapping[str, int]) -> dict[str, _Extent]:
@@ -223,12 +216,14 @@ def _extents(graph: Graph, symbols: Mapping[str, int]) -> dict[str, _Extent]:
     for value in graph.values:
         if not isinstance(value.type, TensorType):
             continue
-        root, start = value.name, 0
+        root, start, fixed = value.name, 0, value.type.is_static
         if value.alias:
             base, offset = table[value.alias.of], value.alias.offset_bytes
             root = base.root
             start = base.start + (offset.evaluate(symbols) if isinstance(offset, Sym) else offset)
-        table[value.name] = _Extent(root, start, start + value.type.bound(symbols).nbytes)
+            fixed = fixed and base.fixed and isinstance(offset, int)
+        end = start + value.type.bound(symbols).nbytes
+        table[value.name] = _Extent(root, start, end, fixed)
     return table
 
 
@@ -262,16 +257,12 @@ def _alias_fault(value: Value, op: Op | None, extents: Mapping[str, _Extent]) ->
 
 
 def _stale_faults(graph: Graph, extents: Mapping[str, _Extent]) -> Iterator[Fault]:
-    """Reads of values whose bytes an in-place result has overwritten since.
-
-    Without ``extents`` (symbolic sizes), all values of a storage count as the same bytes.
-    """
-    known = extents or _extents(graph, {s.name: s.high for s in graph.symbols})
+    """Reads of values whose bytes an in-place result has overwritten since."""
     older: dict[str, list[str]] = {}
     stale: dict[str, str] = {}
     for value in (i.value for i in graph.inputs):
-        if value.name in known:
-            older.setdefault(known[value.name].root, []).append(value.name)
+        if value.name in extents:
+            older.setdefault(extents[value.name].root, []).append(value.name)
     for op in graph.ops:
         for name in dict.fromkeys((*op.operands, *(v.alias.of for v in op.values if v.alias))):
             if name in stale:
@@ -279,13 +270,13 @@ def _stale_faults(graph: Graph, extents: Mapping[str, _Extent]) -> Iterator[Faul
                 message = f"{describe(op)} reads %{name}, whose bytes %{stale[name]} has overwritten"
                 yield Fault("MP104", message, where)
         for value in op.values:
-            if value.name not in known:
+            if value.name not in extents:
                 continue
-            here = known[value.name]
+            here = extents[value.name]
             names = older.setdefault(here.root, [])
             if value.alias and value.alias.kind == "inplace":
                 for name in names:
-                    if not extents or _overlap(known[name], here):
+                    if _overlap(extents[name], here):
                         stale.setdefault(name, value.name)
             names.append(value.name)
     for name in dict.fromkeys(ref.name for ref in refs(graph.outputs)):
@@ -294,4 +285,5 @@ def _stale_faults(graph: Graph, extents: Mapping[str, _Extent]) -> Iterator[Faul
 
 
 def _overlap(a: _Extent, b: _Extent) -> bool:
-    return a.start < b.end and b.start < a.end
+    """Whether two values of one storage may share bytes; with symbolic sizes they may always."""
+    return not (a.fixed and b.fixed) or (a.start < b.end and b.start < a.end)

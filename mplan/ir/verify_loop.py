@@ -55,8 +55,6 @@ def _windows(loop: Loop, types: Mapping[str, Type]) -> Iterator[str]:
 
 
 def _results(op: Op, loop: Loop) -> Iterator[str]:
-    if op.args:
-        yield "a loop takes its operands from its windows, not from arguments"
     if any(v is None for v in op.results) or len(op.results) != len(loop.results):
         yield f"it has {len(op.values)} results for {len(loop.results)} results of the loop"
     axes = sorted(a.name for a in loop.axes)

@@ -138,6 +138,7 @@ class _Lowering:
                 name=value.name,
                 size_bytes=found.nbytes[value.name],
                 regions=(region.name,),
+                alignment=value.type.dtype.itemsize if isinstance(value.type, TensorType) else 1,
                 kind=kind,
                 live_in=live_in,
                 live_out=pinned,

@@ -1,0 +1,1 @@
+"""C99 for microcontrollers: float32 kernels that run inside a planned arena."""

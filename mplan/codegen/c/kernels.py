@@ -1,0 +1,23 @@
+"""All kernels: importing this module enters every family into the table."""
+
+from __future__ import annotations
+
+from mplan.codegen.c import (  # noqa: F401
+    attention,
+    conv,
+    elementwise,
+    index,
+    matrix,
+    move,
+    normalize,
+    pool,
+    reduce,
+)
+from mplan.codegen.c.table import TABLE
+
+__all__ = ["TABLE", "supported"]
+
+
+def supported() -> tuple[str, ...]:
+    """The op kinds that have a kernel, sorted. Views need none and are not listed."""
+    return tuple(sorted(TABLE))

@@ -1,8 +1,9 @@
 """Lower bounds on the peak of every order.
 
-*Working set*: a step needs its buffers at once. *Closure*: while step v runs, some downset that holds
-v's ancestors and not v has run; the least bytes live over all of them are a minimum cut in which
-buffers are hyperedges (a project-selection network in the manner of Picard, 1976).
+*Boundary*: what is live before the first step, or after the last, is live at the first, or last,
+position. *Working set*: a step needs its buffers at once. *Closure*: while step v runs, some downset
+that holds v's ancestors and not v has run; the least bytes live over all of them are a minimum cut in
+which buffers are hyperedges (a project-selection network in the manner of Picard, 1976).
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ def working_set(problem: Problem, region: str) -> Bound:
         if needed > best.bytes:
             best = Bound(needed, "working_set", (index,))
     return best
+
+
+def boundary(problem: Problem, region: str) -> Bound:
+    """The bytes that every order holds before its first step, or after its last."""
+    mine = [b for b in problem.buffers if b.regions[0] == region]
+    start = sum(b.size_bytes for b in mine if b.live_in)
+    end = sum(b.size_bytes for b in mine if b.live_out)
+    return Bound(max(start, end), "boundary")
 
 
 def closure(instance: Instance, step: int, largest: bool = False) -> tuple[int, list[int]]:

@@ -1,8 +1,9 @@
 """Decide whether some order stays within a budget: best-first search over downsets.
 
+States are sets of executed steps (bit masks); the one with the fewest live bytes is expanded first.
 The search starts at the empty set; when it is stuck, another runs from the full set on the reversed
-graph, over what is left, and so on from both ends. States are sets of executed steps (bit masks); the one with the fewest live bytes is expanded first.
-Three facts, all from submodularity, keep it small, and none loses a feasible order:
+graph, over what is left, and so on from both ends. Three facts, all from submodularity, keep it small,
+and none loses a feasible order:
 
 * *Safe move.* A ready step that fits and frees at least what it allocates may run at once.
 * *Valley.* If T is reached from the root R and holds the fewest live bytes of all downsets between R
@@ -100,9 +101,7 @@ class Downsets:
     def moves_after(self, moves: Sequence[_Move], step: int, state: int) -> list[_Move]:
         """The moves of ``state``, which ``step`` led to from a state with ``moves``."""
         beside = self.beside[step]
-        found = [
-            self.move(m[0], state) if beside >> m[0] & 1 else m for m in moves if m[0] != step
-        ]
+        found = [self.move(m[0], state) if beside >> m[0] & 1 else m for m in moves if m[0] != step]
         for s in self.instance.succs[step]:
             if self.preds[s] & ~state == 0:
                 found.append(self.move(s, state))
@@ -218,7 +217,10 @@ class _Decision:
             child = state | 1 << step
             if child not in self.came:
                 self.came[child] = (state, (step,))
-                heapq.heappush(self.heap, ((needed - frees) // self.grain, depth, child, step, needed - frees, moves))
+                heapq.heappush(
+                    self.heap,
+                    ((needed - frees) // self.grain, depth, child, step, needed - frees, moves),
+                )
 
     def _commit(self, state: int) -> None:
         """Restart at the valley on the way from the root to ``state``."""

@@ -26,7 +26,7 @@ class MinCut:
         return self._nodes - 1
 
     def arc(self, tail: int, head: int, capacity: int | None = None) -> None:
-        """An arc that costs ``capacity`` (None: may not be cut) if ``tail`` alone is on the source's side."""
+        """An arc: ``capacity`` (None: never) is paid if ``tail`` alone is on the source's side."""
         self._tails.append(tail)
         self._heads.append(head)
         self._capacities.append(self._infinity if capacity is None else capacity)

@@ -1,0 +1,94 @@
+"""Place boxes one by one, at the first or the tightest gap, in each order of a portfolio.
+
+By size is TFLite Micro's rule; by lifetime, area and start are the classics beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mplan.passes.allocate.instance import Box, Instance
+from mplan.passes.solvers.interface import Deadline, Search
+
+Offsets = tuple[int, ...]
+
+#: Sort keys, smallest first; ties by start and then by index.
+ORDERS: dict[str, Callable[[Box], tuple[int, ...]]] = {
+    "size": lambda b: (-b.size, b.start),
+    "area": lambda b: (-b.area, b.start),
+    "lifetime": lambda b: (b.start - b.end, -b.size),
+    "start": lambda b: (b.start, -b.size),
+    "end": lambda b: (-b.end, -b.size),
+}
+
+
+def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
+    """Offer the packings of all orders; stop at a proof or at the deadline."""
+    for best_fit in (True, False):
+        for key in ORDERS.values():
+            if search.closed or deadline.expired:
+                return
+            offsets = pack(instance, order_by(instance, key), best_fit)
+            search.offer(offsets, instance.height(offsets), "greedy")
+
+
+def order_by(instance: Instance, key: Callable[[Box], tuple[int, ...]]) -> list[int]:
+    """The boxes sorted by ``key``."""
+    return sorted(range(len(instance.boxes)), key=lambda i: (*key(instance.boxes[i]), i))
+
+
+def pack(instance: Instance, order: Sequence[int], best_fit: bool) -> Offsets:
+    """Offsets from placing the boxes in ``order``, those of fixed offset first.
+
+    Each box takes the lowest gap that holds it, or, with ``best_fit``, the tightest.
+    """
+    shelf = _Shelf(instance)
+    free = [i for i in order if instance.boxes[i].fixed is None]
+    for i in (*(i for i, b in enumerate(instance.boxes) if b.fixed is not None), *free):
+        shelf.place(i, best_fit)
+    return tuple(shelf.offsets)
+
+
+class _Shelf:
+    """The boxes placed so far as columns sorted by offset; one vector operation finds the gaps."""
+
+    def __init__(self, instance: Instance) -> None:
+        import numpy as np
+
+        self.np = np
+        self.boxes = instance.boxes
+        self.offsets = [0] * len(self.boxes)
+        self.count = 0
+        #: Rows: low and high address, start and end position.
+        self.columns = np.zeros((4, len(self.boxes)), np.int64)
+
+    def place(self, i: int, best_fit: bool) -> None:
+        """Give box ``i`` an offset."""
+        b = self.boxes[i]
+        offset = b.fixed if b.fixed is not None else self._gap(b, best_fit)
+        self.offsets[i] = offset
+        placed = self.columns[:, : self.count]
+        at = int(self.np.searchsorted(placed[0], offset))
+        self.columns[:, at + 1 : self.count + 1] = placed[:, at:].copy()
+        self.columns[:, at] = (offset, offset + b.size, b.start, b.end)
+        self.count += 1
+
+    def _gap(self, b: Box, best_fit: bool) -> int:
+        np = self.np
+        low, high, start, end = self.columns[:, : self.count]
+        live = (start < b.end) & (end > b.start)
+        low, high = low[live], high[live]
+        if not low.size:
+            return 0
+        floor = np.empty(low.size + 1, np.int64)
+        floor[0] = 0
+        np.maximum.accumulate(high, out=floor[1:])
+        if b.alignment > 1:
+            floor += -floor % b.alignment
+        room = low - floor[:-1]
+        fits = room >= b.size
+        if not fits.any():
+            return int(floor[-1])
+        if best_fit:
+            return int(floor[np.where(fits, room, np.iinfo(np.int64).max).argmin()])
+        return int(floor[fits.argmax()])

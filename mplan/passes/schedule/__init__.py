@@ -1,0 +1,91 @@
+"""The order of the steps: the peak of live bytes in one region, least over all valid orders."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from mplan.ir.plan import Certificate, Problem
+from mplan.passes.live import live_peak
+from mplan.passes.schedule import bounds
+from mplan.passes.schedule.contract import Contraction
+from mplan.passes.schedule.instance import from_problem
+from mplan.passes.solvers.interface import (
+    Bound,
+    Deadline,
+    Search,
+    find_solver,
+    guard_total,
+    run_solver,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """An order of the steps (``order[p]`` is the step at position p) and what is known about it."""
+
+    order: tuple[int, ...]
+    certificate: Certificate
+
+
+def schedule(
+    problem: Problem,
+    *,
+    region: str | None = None,
+    solver: str = "auto",
+    limit_s: float = 10.0,
+    seed: int = 0,
+) -> Ordered:
+    """The order with the lowest peak of ``region`` that ``solver`` finds within ``limit_s`` seconds.
+
+    Only buffers whose first choice is ``region`` count; by default it is the first region in which
+    an order matters. The order is valid and its peak never above that of the captured order, even
+    without any time. Raises UserError MP220 (unknown solver) and MP226 (sizes out of range).
+    """
+    started = time.monotonic()
+    deadline = Deadline(limit_s)
+    name = region or arena(problem)
+    problem.region(name)
+    row = find_solver("schedule", solver)
+    guard_total(sum(b.size_bytes for b in problem.buffers))
+    order, search = _search(problem, name, row.name, deadline, seed)
+    certificate = search.certificate(f"schedule:{name}", seed, time.monotonic() - started)
+    return Ordered(order, certificate)
+
+
+def arena(problem: Problem) -> str:
+    """The first region with a buffer that is not live throughout; else the first region."""
+    moving = {b.regions[0] for b in problem.buffers if not (b.live_in and b.live_out)}
+    return next((r.name for r in problem.regions if r.name in moving), problem.regions[0].name)
+
+
+def _search(
+    problem: Problem, region: str, solver: str, deadline: Deadline, seed: int
+) -> tuple[tuple[int, ...], Search[tuple[int, ...]]]:
+    """The best order and a search that holds its value (all live bytes) and bound."""
+    captured = tuple(range(len(problem.steps)))
+    peak, position = live_peak(problem, captured, region)
+    if not problem.steps:
+        return captured, Search(captured, peak, "none", Bound(peak, "live", (position,)))
+    found = Search(captured, peak, "none", bounds.boundary(problem, region))
+    found.raise_bound(bounds.working_set(problem, region))
+    if solver == "none" or found.closed:
+        return captured, found
+    small = Contraction(from_problem(problem, region))
+    start = small.project(captured)
+    inner = Search(start, small.instance.peak(start), "greedy", found.bound)
+    run_solver(find_solver("schedule", solver), small.instance, inner, deadline, seed)
+    order = small.expand(inner.answer)
+    found.offer(order, live_peak(problem, order, region)[0], inner.solver)
+    _adopt(found, inner.bound, small)
+    return found.answer, found
+
+
+def _adopt(found: Search[tuple[int, ...]], bound: Bound, small: Contraction) -> None:
+    """Raise the bound by that of the contracted instance, its witness as a step of the problem."""
+    if bound.kind == "closure":
+        origin = small.origin(bound.witness[0])
+        if origin is not None:
+            found.raise_bound(Bound(bound.bytes, "closure", (origin,)))
+    else:
+        found.raise_bound(bound)

@@ -1,0 +1,69 @@
+"""Run OR-tools' CP-SAT under a deadline, deterministically for a seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mplan.diagnostics import InternalError, ToolError
+from mplan.passes.solvers.interface import Deadline
+
+#: CP-SAT stops up to some percent before its limit; only Ctrl-C stops it before this share of it.
+_EARLY = 0.8
+
+CpStatus = Literal["optimal", "feasible", "infeasible", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class CpResult:
+    """How a model ended: the values of the wanted variables (empty without a solution), and a lower
+    bound on the objective (minus infinity if there is none)."""
+
+    status: CpStatus
+    values: tuple[int, ...] = ()
+    bound: float = -math.inf
+
+
+def cp_model() -> Any:
+    """OR-tools' module ``cp_model``; ToolError MP225 if it cannot be imported."""
+    try:
+        from ortools.sat.python import cp_model as module
+    except ImportError as error:
+        raise ToolError("MP225", f"OR-tools cannot be imported: {error}") from error
+    return module
+
+
+def solve(
+    model: Any, wanted: Sequence[Any], deadline: Deadline, seed: int, *, portfolio: bool = False
+) -> CpResult:
+    """Solve ``model`` on one thread; the same seed gives the same search up to the deadline.
+
+    ``portfolio`` interleaves CP-SAT's subsolvers (deterministically) instead of running one of
+    them. Ctrl-C stops the search and is raised as KeyboardInterrupt.
+    """
+    if deadline.expired:
+        return CpResult("unknown")
+    module = cp_model()
+    solver = module.CpSolver()
+    parameters = solver.parameters
+    limit = deadline.remaining()
+    if math.isfinite(limit):
+        parameters.max_time_in_seconds = limit
+    parameters.random_seed = seed % 2**31
+    parameters.num_workers = 8 if portfolio else 1
+    parameters.interleave_search = portfolio
+    status = solver.solve(model)
+    if status == module.MODEL_INVALID:
+        raise InternalError("MP227", f"CP-SAT rejects the model: {model.validate()}")
+    names: dict[Any, CpStatus] = {
+        module.OPTIMAL: "optimal",
+        module.FEASIBLE: "feasible",
+        module.INFEASIBLE: "infeasible",
+    }
+    name = names.get(status, "unknown")
+    if name in ("feasible", "unknown") and solver.wall_time < _EARLY * limit:
+        raise KeyboardInterrupt
+    values = tuple(solver.value(v) for v in wanted) if name in ("optimal", "feasible") else ()
+    return CpResult(name, values, solver.best_objective_bound)

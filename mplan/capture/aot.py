@@ -38,8 +38,8 @@ def trace(
 class Described:
     """Names for the inputs of a traced graph, from what AOTAutograd says about them.
 
-    ``tensors`` are parameters and buffers by path, ``arguments`` the names of the call's leaves.
-    ``prefix`` is taken off all paths.
+    ``tensors`` are parameters and buffers by path, ``arguments`` the names of the call's leaves. A
+    tensor with several paths goes by the first. ``prefix`` is taken off all paths.
     """
 
     tensors: Mapping[str, Any]
@@ -52,7 +52,10 @@ class Described:
 
         if isinstance(about, PlainAOTInput):
             return self.arguments[about.idx]
-        return str(getattr(about, "target", "")).removeprefix(self.prefix)
+        path = str(getattr(about, "target", ""))
+        tensor = self.tensors.get(path)
+        first = next((p for p, other in self.tensors.items() if other is tensor), path)
+        return first.removeprefix(self.prefix)
 
     def source(self, node: Node) -> Source:
         """What a placeholder is; the gradient of a loss is the constant 1."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mplan.diagnostics import UserError
 from mplan.ir.graph import Graph
 
 
@@ -33,10 +34,20 @@ class Captured:
     gradients: Mapping[int, str] = field(default_factory=dict)
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
-        """The graph's user inputs, in its order, out of a call's arguments."""
-        from torch.utils._pytree import tree_leaves
+        """The graph's user inputs, in its order, out of a call's arguments.
 
-        leaves = tree_leaves((args, dict(kwargs or {})))
+        UserError MP311 unless the arguments have the structure of the captured call.
+        """
+        from torch.utils._pytree import tree_flatten, tree_unflatten
+
+        named = dict(kwargs or {})
+        if self.in_spec is not None:
+            _, known = tree_unflatten([None] * self.in_spec.num_leaves, self.in_spec)
+            named = {key: named[key] for key in known if key in named} | named
+        leaves, spec = tree_flatten((tuple(args), named))
+        if self.in_spec is not None and spec != self.in_spec:
+            message = f"the arguments are {spec}, the captured ones were {self.in_spec}"
+            raise UserError("MP311", " ".join(message.split()))
         return [leaves[i] for i in self.input_leaves]
 
     def unflatten(self, outputs: tuple[Any, ...]) -> Any:

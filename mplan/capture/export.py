@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -90,9 +91,22 @@ def explain(
     except Exception as e:
         where = where_of_exception(e)
         return UserError("MP303", f"the model raises {type(e).__name__}: {_first_line(e)}", where)
+    if "Constraints violated" in str(error):
+        return _constraint_error(error)
     message = f"torch.export cannot trace the model: {type(error).__name__}: {_first_line(error)}"
     hint = "branches and sizes must not depend on the values of tensors"
     return UnsupportedError("MP301", message, where_of_exception(error), help=hint)
+
+
+def _constraint_error(error: Exception) -> UserError:
+    """Sizes in the given ranges would take different paths through the model."""
+    violated, _, fixes = str(error).partition("Suggested fixes:")
+    lines = [line.strip().removeprefix("- ") for line in violated.splitlines()[1:]]
+    notes = tuple((line, None) for line in lines if line)
+    suggested = "; ".join(line.strip() for line in fixes.strip().partition("\n\n")[0].splitlines())
+    hint = f"torch suggests {suggested}" if suggested else "narrow the range in dynamic_shapes"
+    message = "the model does not treat all sizes of dynamic_shapes alike"
+    return UserError("MP312", message, help=hint, notes=notes)
 
 
 def _first_line(error: Exception) -> str:
@@ -105,7 +119,9 @@ def capture_exported(
     """The graph of an exported program, see ``capture``; ``name`` becomes the name of the graph."""
     import torch
 
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch copies its own deprecated tree specs
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         table = torch.export.default_decompositions() if decompose else composite_table()
         lowered = program.run_decompositions(table)
     reader = GraphReader(name, SymbolReader(known_ranges(lowered)), _sources(lowered))

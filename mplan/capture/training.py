@@ -93,7 +93,7 @@ def _read(joint: torch.fx.GraphModule, program: ExportedProgram, name: str) -> C
     from torch.utils._pytree import tree_structure
 
     inputs = tuple(str(name) for name in program.graph_signature.user_inputs)
-    names = Described({**program.constants, **program.state_dict}, inputs, _PREFIX)
+    names = Described({**program.state_dict, **program.constants}, inputs, _PREFIX)
     reader = GraphReader(name, SymbolReader(known_ranges(program)), names.sources(joint), _PREFIX)
     graph = reader.read(joint)
     found = results_of(joint, graph, names)

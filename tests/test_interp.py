@@ -240,10 +240,16 @@ def test_wrong_inputs() -> None:
         ({**good, "b": good["b"].double()}, "input %b must be f32[5,9], got float64[5,9]"),
         ({**good, "b": 3}, "must be a tensor f32[5,9], got int"),
     ]
+    _refused(graph, cases, "MP108")
+    number = {"x": torch.randn(4, 8), "scale": torch.tensor(1.0)}
+    _refused(load("phases"), [(number, "input %scale must be a number, got Tensor")], "MP108")
+
+
+def _refused(graph: Graph, cases: list[tuple[Any, str]], code: str) -> None:
     for inputs, message in cases:
         with pytest.raises(UserError) as caught:
             run(graph, inputs)
-        assert caught.value.code == "MP108"
+        assert caught.value.code == code
         assert message in caught.value.message
 
 
@@ -260,9 +266,13 @@ def test_a_failing_op_is_named_with_its_place() -> None:
 
 
 def test_a_result_that_is_not_what_the_graph_states() -> None:
+    x = [torch.randn(2, 3)]
     text = "graph @g(%x: f32[2,3]) { %y: f32[2,4] = aten.relu.default(self=%x) return %y }"
-    with pytest.raises(UserError, match=r"must be f32\[2,4\], got float32\[2,3\]"):
-        run(parse(text), [torch.randn(2, 3)])
+    _refused(parse(text), [(x, "must be f32[2,4], got float32[2,3]")], "MP109")
+    text = "graph @g(%x: f32[2,3]) { %y: f32[1,3] = aten.split.Tensor(self=%x, split_size=1) return %y }"
+    _refused(parse(text), [(x, "it yields 2 results, the graph states 1")], "MP109")
+    text = "graph @g(%x: f32[2,3]) { %y: f32[2,3] = mplan.cpy(self=%x) return %y }"
+    _refused(parse(text), [(x, "there is no op 'mplan.cpy'")], "MP102")
 
 
 # --- aliases --------------------------------------------------------------------------------------
@@ -520,6 +530,13 @@ def test_a_missing_transfer_changes_the_output(kept: int) -> None:
     graph, lowered, plan, inputs = _spilled()
     wrong = replace(plan, transfers=(plan.transfers[kept],))
     assert not torch.equal(run_in_arena(graph, lowered, wrong, inputs)[0], run(graph, inputs)[0])
+
+
+def test_a_transfer_from_where_nothing_is() -> None:
+    graph, lowered, plan, inputs = _spilled()
+    early = tuple(replace(t, source="host", target="sram") for t in plan.transfers)
+    with pytest.raises(UserError, match="a is copied from host at 1, where it is not"):
+        run_in_arena(graph, lowered, replace(plan, transfers=early), inputs)
 
 
 def test_a_value_in_host_memory_cannot_be_read() -> None:

@@ -175,7 +175,7 @@ def run(
         _emit(outcome.to_json())
     else:
         for key, value in outcome.to_json().items():
-            err.print(f"{key:>20}  {value:,}" if isinstance(value, int) else f"{key:>20}  {value}")
+            err.print(f"{key:>22}  {value:,}" if type(value) is int else f"{key:>22}  {value}")
     if not outcome.outputs_match:
         limit = f"{outcome.max_abs_err:.3g}"
         raise CheckError("MP530", f"the emulator's outputs differ from PyTorch's by {limit}")

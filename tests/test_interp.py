@@ -269,7 +269,7 @@ def test_a_result_that_is_not_what_the_graph_states() -> None:
     x = [torch.randn(2, 3)]
     text = "graph @g(%x: f32[2,3]) { %y: f32[2,4] = aten.relu.default(self=%x) return %y }"
     _refused(parse(text), [(x, "must be f32[2,4], got float32[2,3]")], "MP109")
-    text = "graph @g(%x: f32[2,3]) { %y: f32[1,3] = aten.split.Tensor(self=%x, split_size=1) return %y }"
+    text = "graph @g(%x: f32[2,3]) { %y: f32[1,3] = aten.unbind.int(self=%x) return %y }"
     _refused(parse(text), [(x, "it yields 2 results, the graph states 1")], "MP109")
     text = "graph @g(%x: f32[2,3]) { %y: f32[2,3] = mplan.cpy(self=%x) return %y }"
     _refused(parse(text), [(x, "there is no op 'mplan.cpy'")], "MP102")

@@ -299,7 +299,13 @@ def causal_and_padding(q, k, v, keep):
 def causal_window_of_keys(q, k, v):
     rows, cols = torch.arange(S)[:, None], torch.arange(S)[None, :]
     near = (rows >= cols) & (rows - cols < 3)
-    return (q @ k.transpose(-2, -1)).masked_fill(~near, LOW).softmax(-1) @ v
+    return (q @ k.transpose(-2, -1)).masked_fill(~near, -INF).softmax(-1) @ v
+
+
+@variant(square)
+def soft_window_of_keys(q, k, v):
+    far = (torch.arange(S)[:, None] - torch.arange(S)[None, :]).abs() > 2
+    return torch.where(far, LOW, q @ k.transpose(-2, -1)).softmax(-1) @ v
 
 
 @variant(with_padding)
@@ -329,6 +335,31 @@ def blind_queries() -> Inputs:
 @variant(blind_queries)
 def finite_mask_with_blind_queries(q, k, v, keep):
     return (q @ k.transpose(-2, -1)).masked_fill(~keep, LOW).softmax(-1) @ v
+
+
+def left_padded() -> Inputs:
+    keep = torch.ones(B, S, dtype=torch.bool)
+    keep[1, :3] = False
+    return (*square(), keep)
+
+
+@variant(left_padded)
+def soft_triangle_and_padding_with_blind_queries(q, k, v, keep):
+    triangle = torch.ones(S, S, dtype=torch.bool).tril()
+    visible = triangle & keep[:, None, None, :]
+    return torch.where(visible, q @ k.transpose(-2, -1), LOW).softmax(-1) @ v
+
+
+@variant(left_padded)
+def soft_triangle_then_padding_with_blind_queries(q, k, v, keep):
+    scores = (q @ k.transpose(-2, -1)).masked_fill(torch.ones(S, S).triu(1) > 0, LOW)
+    return (scores + torch.where(keep, 0.0, LOW)[:, None, None, :]).softmax(-1) @ v
+
+
+@variant(lambda: (*square(), rand(H, S, S)))
+def soft_triangle_with_bias_that_might_hide_keys(q, k, v, bias):
+    scores = (q @ k.transpose(-2, -1)) + bias
+    return scores.masked_fill(torch.ones(S, S).triu(1) > 0, -1e9).softmax(-1) @ v
 
 
 @variant(lambda: (*qkv(), rand(1, H, L, S)))

@@ -24,7 +24,8 @@ _RECOGNISER: Recogniser = recognise
 class FuseAttention(Pass):
     """Replace attention by ``mplan.attention``, which never holds scores of all queries and keys.
 
-    Queries that a mask of minus infinity hides from all keys yield 0 (NaN in the spelled-out form).
+    Queries from which masks of minus infinity hide all keys yield 0 (NaN in the spelled-out form);
+    with masks of finite numbers such queries attend to all masked keys alike, as before.
     ``Context.notes`` says of every product with a softmax that was not fused why.
     """
 

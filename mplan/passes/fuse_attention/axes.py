@@ -62,11 +62,11 @@ def find_axes(
 ) -> Axes:
     """Tell batch from query axes.
 
-    ``path`` are the score-shaped values with their layouts: the one with the most dimensions shows the
-    batch as the model thinks of it. Query axes are those that neither key nor value has.
+    ``path`` are the score-shaped values with their layouts: the most detailed one shows the batch as
+    the model thinks of it. Query axes are those that neither key nor value has.
     """
     query, key, value = (atoms(space.resolved(end)) for end in ends)
-    template = max((space.resolved(p.layout) for p in path), key=len)
+    template = max((space.resolved(p.layout) for p in path), key=_detail)
     keys = space.resolve(keys)
     own = query - key - value - set(space.resolve(depth))
     shown = [atoms(space.resolved(mask)) for mask in masks]
@@ -80,6 +80,12 @@ def find_axes(
     if grouped:
         pieces = [*pieces[:-2], batch[-1]]
     return Axes(tuple(pieces), rows, keys, space.resolve(depth), space.resolve(width), grouped)
+
+
+def _detail(layout: Layout) -> tuple[int, int]:
+    """More dimensions, and four where some have size 1: what attention kernels expect."""
+    rank = len(layout)
+    return sum(map(bool, layout)), rank if rank <= 4 else -rank
 
 
 def _rows(template: Layout, own: frozenset[int], masks: Sequence[frozenset[int]]) -> Group:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mplan.diagnostics import UserError
 from mplan.ir.graph import Alias, Arg, Graph, Loc, Op, Ref, Value, tensor_type
@@ -133,13 +134,13 @@ class Emitter:
         back = [order.index(i) for i in range(len(order))]
         return name if identity else self.permute(name, back, f"{name}_back")
 
-    def finish(self, name: str, as_name: str) -> None:
-        """Give the result ``name`` of the last op the name of the value that it replaces."""
+    def finish(self, name: str, replaced: Value) -> None:
+        """Let the result ``name`` of the last op take the place of a value with the same layout."""
         last = self.ops.pop()
         assert last.result.name == name
-        value = Value(as_name, last.result.type, last.result.alias)
+        value = replace(replaced, alias=last.result.alias)
         del self.values[name]
-        self.values[as_name] = value
+        self.values[value.name] = value
         self.ops.append(Op(last.kind, last.args, (value,), last.loc))
 
 

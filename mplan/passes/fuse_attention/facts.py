@@ -32,6 +32,7 @@ class Facts:
         self._tensors = dict(constants)
         self._known: dict[str, Tensor | None] = {}
         self._fixed = self._find_fixed()
+        self._given = self._find_given()
 
     def _find_fixed(self) -> frozenset[str]:
         """The values that depend on nothing but numbers, buffers and constants."""
@@ -44,6 +45,18 @@ class Facts:
             if not op.loop and len(op.values) == 1 and fixed.issuperset(op.operands):
                 fixed.add(op.result.name)
         return frozenset(fixed)
+
+    def _find_given(self) -> frozenset[str]:
+        """The values that depend on what the caller passes."""
+        given = {i.value.name for i in self.graph.inputs if i.role == "input"}
+        for op in self.graph.ops:
+            if not given.isdisjoint(op.operands):
+                given.update(v.name for v in op.values)
+        return frozenset(given)
+
+    def depends_on_inputs(self, name: str) -> bool:
+        """Whether ``name`` differs from call to call."""
+        return name in self._given
 
     def type(self, name: str) -> TensorType:
         """The type of a tensor value."""

@@ -19,7 +19,7 @@ Layout: TypeAlias = tuple[Group, ...]
 
 #: Sizes are compared at this many points of the symbols' ranges; two products of size expressions
 #: that agree at all of them are taken as equal (Schwartz-Zippel), views being valid to begin with.
-_POINTS = 4
+_POINTS = 6
 
 
 class Space:
@@ -27,6 +27,9 @@ class Space:
 
     def __init__(self, symbols: Mapping[str, Symbol]) -> None:
         self._points = [_point(symbols, i) for i in range(_POINTS)]
+        self._names: dict[tuple[int, ...], Dim] = {}
+        for symbol in symbols:
+            self._simple(Sym(symbol))
         self._sizes: list[Dim] = []
         self._parts: dict[int, tuple[int, int]] = {}
 
@@ -34,7 +37,7 @@ class Space:
         """A new atom of size ``dim``, or no atom if that is 1."""
         if self._is_one(dim):
             return ()
-        self._sizes.append(dim)
+        self._sizes.append(self._simple(dim))
         return (len(self._sizes) - 1,)
 
     def layout(self, shape: Iterable[Dim]) -> Layout:
@@ -54,7 +57,7 @@ class Space:
 
     def size(self, group: Group) -> Dim:
         """The size of a dimension made of ``group``."""
-        return product(self._sizes[atom] for atom in self.resolve(group))
+        return self._simple(product(self._sizes[atom] for atom in self.resolve(group)))
 
     def shape(self, layout: Layout) -> tuple[Dim, ...]:
         """The sizes of all dimensions."""
@@ -88,7 +91,7 @@ class Space:
             atom = atoms.popleft()
             if self._divides(self._sizes[atom], rest):
                 group.append(atom)
-                rest = quotient(rest, self._sizes[atom])
+                rest = self._simple(quotient(rest, self._sizes[atom]))
             elif self._divides(rest, self._sizes[atom]):
                 major, minor = self._split(atom, rest)
                 group.append(major)
@@ -100,12 +103,25 @@ class Space:
 
     def _split(self, atom: int, major: Dim) -> tuple[int, int]:
         start = len(self._sizes)
-        self._sizes += [major, quotient(self._sizes[atom], major)]
+        minor = self._simple(quotient(self._sizes[atom], major))
+        self._sizes += [self._simple(major), minor]
         self._parts[atom] = (start, start + 1)
         return self._parts[atom]
 
     def _sample(self, dim: Dim) -> tuple[int, ...]:
         return tuple(concrete(dim, point) for point in self._points)
+
+    def _simple(self, dim: Dim) -> Dim:
+        """The shortest known expression for ``dim``, an integer if it is one."""
+        if isinstance(dim, int):
+            return dim
+        sample = self._sample(dim)
+        if len(set(sample)) == 1:
+            return sample[0]
+        known = self._names.get(sample)
+        if known is None or len(str(dim)) < len(str(known)):
+            self._names[sample] = dim
+        return self._names[sample]
 
     def _is_one(self, dim: Dim) -> bool:
         return all(n == 1 for n in self._sample(dim))
@@ -116,11 +132,16 @@ class Space:
 
 
 def _point(symbols: Mapping[str, Symbol], index: int) -> dict[str, int]:
-    """Values for all symbols, distinct and not round, inside their ranges where these allow it."""
+    """Values for all symbols: their lowest, their highest, then some in between that are not round.
+
+    No value is 1 where the range has others: a size that can be larger is no broadcast.
+    """
     values = {}
     for position, symbol in enumerate(symbols.values()):
+        low = min(max(symbol.low, 2), symbol.high)
         step = 7 + 10 * position + 37 * index * (2 * position + 1)
-        values[symbol.name] = max(symbol.low, 2) + step % max(symbol.high - max(symbol.low, 2) + 1, 1)
+        between = low + step % (symbol.high - low + 1)
+        values[symbol.name] = (low, symbol.high, between)[min(index, 2)]
     return values
 
 

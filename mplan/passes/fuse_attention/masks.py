@@ -40,26 +40,53 @@ def settle(
     biases: Iterable[Bias],
     keeps: Iterable[Keep],
 ) -> Masks:
-    """Recognise constant masks: those that hide nothing are dropped, causal ones become a flag."""
+    """Recognise constant masks: those that hide nothing are dropped, causal ones become a flag.
+
+    A mask that writes a finite number is *soft*: a query whose keys are all masked still attends to
+    all of them alike. It may turn into a hard one only if it leaves every query a key and no other
+    mask can take that away.
+    """
     look = _Look(facts, space, space.resolve(rows), space.resolve(keys))
-    left_biases, left_keeps, causal = [], [], False
-    for bias in biases:
-        verdict = look.at_bias(bias)
-        causal |= verdict == "causal"
-        left_biases += [bias] if verdict == "other" else []
-    for keep in (k for mask in keeps for k in _conjuncts(facts, space, mask)):
-        verdict = look.at_keep(keep)
-        causal |= verdict == "causal"
-        certain = replace(keep, fill=MINUS_INFINITY) if verdict == "no blind row" else keep
-        left_keeps += [certain] if verdict in ("other", "no blind row") else []
-    return Masks(causal, tuple(left_biases), tuple(left_keeps))
+    split = [part for keep in keeps for part in _conjuncts(facts, space, keep)]
+    seen = [look.at_bias(b) for b in biases] + [look.at_keep(k) for k in split]
+    seen = [mask for mask in seen if mask.verdict != "nothing hidden"]
+    alone = sum(mask.hides for mask in seen) == 1
+    left = [mask.hardened if alone and mask.verdict != "unknown" else mask for mask in seen]
+    causal = [mask.verdict == "causal" and mask.hard for mask in left]
+    rest = [mask.term for mask, flag in zip(left, causal, strict=True) if not flag]
+    return Masks(
+        any(causal),
+        tuple(term for term in rest if isinstance(term, Bias)),
+        tuple(term for term in rest if isinstance(term, Keep)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A mask and what is known of it.
+
+    ``verdict``: ``nothing hidden``, ``causal``, ``no blind query`` or ``unknown``. ``hides``: it may
+    hide keys; ``hard``: those get minus infinity.
+    """
+
+    term: Bias | Keep
+    verdict: str
+    hides: bool
+    hard: bool
+
+    @property
+    def hardened(self) -> _Seen:
+        """The same with minus infinity in the place of a very low number."""
+        if isinstance(self.term, Keep):
+            return replace(self, term=replace(self.term, fill=MINUS_INFINITY), hard=True)
+        return replace(self, hard=True)
 
 
 def _conjuncts(facts: Facts, space: Space, keep: Keep) -> Iterator[Keep]:
-    """``a and b`` keeps what both keep; behind views and negations too."""
+    """A hard ``a and b`` keeps what both keep; behind views and negations too."""
     op = facts.producers.get(keep.operand.value)
     layout = space.resolved(keep.operand.layout)
-    if op is None:
+    if op is None or keep.fill != MINUS_INFINITY:
         yield keep
         return
     name = base_name(op)
@@ -93,52 +120,55 @@ class _Look:
         self.rows = rows
         self.keys = keys
 
-    def at_keep(self, keep: Keep) -> str:
-        """``none`` hidden, ``causal``, ``no blind row`` or ``other``."""
+    def at_keep(self, keep: Keep) -> _Seen:
+        """What is known of a boolean mask."""
         matrix = self._matrix(keep.operand)
+        hard = keep.fill == MINUS_INFINITY
         if matrix is None:
-            return "other"
-        return self._verdict(~matrix if keep.negated else matrix)
+            return _Seen(keep, "unknown", True, hard)
+        return _Seen(keep, self._verdict(~matrix if keep.negated else matrix), True, hard)
 
-    def at_bias(self, bias: Bias) -> str:
-        """The same for an additive mask; ``other`` if it is more than a mask."""
+    def at_bias(self, bias: Bias) -> _Seen:
+        """What is known of an additive mask, or of a bias that hides nothing."""
         matrix = self._matrix(bias.operand)
         if matrix is None:
-            return "other"
+            return _Seen(bias, "unknown", self.facts.depends_on_inputs(bias.operand.value), False)
         matrix = matrix * bias.factor
         shown = matrix == 0
-        if not bool((shown | (matrix <= MASKED)).all()):
-            return "other"
-        verdict = self._verdict(shown)
-        return "other" if verdict == "no blind row" else verdict
+        hidden = matrix <= MASKED
+        if not bool((shown | hidden).all()):
+            return _Seen(bias, "unknown", bool(hidden.any()), False)
+        hard = bool((matrix[hidden] == MINUS_INFINITY).all())
+        return _Seen(bias, self._verdict(shown), True, hard)
 
     def _verdict(self, shown: Tensor) -> str:
         import torch
 
         if bool(shown.all()):
-            return "none"
+            return "nothing hidden"
         if torch.equal(shown, torch.ones_like(shown).tril()):
             return "causal"
-        return "no blind row" if bool(shown.any(-1).all()) else "other"
+        return "no blind query" if bool(shown.any(-1).all()) else "unknown"
 
     def _matrix(self, operand: Operand) -> Tensor | None:
         """The mask as ``[rows, keys]``, if it is constant and the same for the whole batch."""
-        layout = self.space.resolved(operand.layout)
-        sizes = self.space.shape((self.rows, self.keys))
         tensor = self.facts.constant(operand.value)
-        if tensor is None or not atoms(layout) <= {*self.rows, *self.keys}:
+        if tensor is None:
             return None
+        layout = self.space.resolved(operand.layout)
         present = atoms(layout)
-        pieces = tuple((a,) if a in present else () for a in (*self.rows, *self.keys))
-        for step in rearrange(layout, pieces):
+        inner = (*self.rows, *self.keys)
+        batch = tuple(a for group in layout for a in group if a not in inner)
+        pieces = ((a,) if a in present else () for a in inner)
+        for step in rearrange(layout, (batch, *pieces)):
             if isinstance(step, View):
-                tensor = tensor.reshape([_int(n) for n in self.space.shape(step.layout)])
+                tensor = tensor.reshape(self._sizes(step.layout))
             else:
                 tensor = tensor.permute(step.order)
-        full = [_int(self.space.size((a,))) for a in (*self.rows, *self.keys)]
-        return tensor.expand(full).reshape([_int(n) for n in sizes])
+        if not bool((tensor == tensor[:1]).all()):
+            return None
+        full = tensor[0].expand(self._sizes((a,) for a in inner))
+        return full.reshape(self._sizes((self.rows, self.keys)))
 
-
-def _int(dim: object) -> int:
-    assert isinstance(dim, int)
-    return dim
+    def _sizes(self, groups: Iterable[Group]) -> list[int]:
+        return [n for n in self.space.shape(tuple(groups)) if isinstance(n, int)]

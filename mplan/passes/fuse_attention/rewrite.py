@@ -47,7 +47,7 @@ def _renamed(emitter: Emitter, op: Op, args: Mapping[str, Arg], space: Space) ->
     want = tensor_type(op.result)
     dense = TensorType(want.dtype, want.shape)
     name = emitter.add("mplan.attention", f"{op.result.name}_attention", dense, args)
-    emitter.finish(emitter.restride(space, name, want), op.result.name)
+    emitter.finish(emitter.restride(space, name, want), op.result)
 
 
 def drop_dead(graph: Graph) -> Graph:
@@ -104,11 +104,12 @@ class _Rewrite:
 
     def _result(self, out: str) -> None:
         region, emitter = self.region, self.emitter
-        want = emitter.type(region.result.value)
+        replaced = emitter.values[region.result.value]
+        want = tensor_type(replaced)
         out = emitter.cast(out, want.dtype)
         hint = f"{region.result.value}_result"
         out = emitter.arrange(self.space, out, region.axes.result, region.result.layout, hint)
-        emitter.finish(emitter.restride(self.space, out, want), region.result.value)
+        emitter.finish(emitter.restride(self.space, out, want), replaced)
 
     def _layout(self, operand: Operand) -> tuple[tuple[int, ...], ...]:
         return self.space.resolved(operand.layout)

@@ -163,29 +163,38 @@ def test_a_live_tensor_is_never_overwritten() -> None:
 
 @pytest.mark.parametrize("input_dies_first", [True, False])
 def test_an_in_place_slot_reuses_the_bytes_of_its_input(input_dies_first: bool) -> None:
-    table = SlotTable([[Slot(4 * PAGE, 0)], [Slot(PAGE, 0, in_place=True)]])
+    table = SlotTable([[Slot(4 * PAGE, 0)], [Slot(4 * PAGE, 0, in_place=True)]])
     arena = Arena(6 * PAGE)
     with arena.replay(table) as run:
         run.enter(0)
         x = torch.full((4 * PAGE,), 3, dtype=torch.uint8)
         run.enter(1)
-        y = torch.neg(x[:PAGE])
+        y = torch.neg(x)
         run.leave()
     assert run.misses == ()
     assert y.data_ptr() == x.data_ptr() == arena.base
-    assert arena.live_bytes == 5 * PAGE
+    assert arena.live_bytes == 8 * PAGE
     base = arena.base
     arena.close()
     assert mapped_pages(base, 6 * PAGE) == {0, 1, 2, 3}
-    if input_dies_first:
-        del x
-        assert bool((y == 253).all())
-        del y
-    else:
-        del y
-        assert bool((x[PAGE:] == 3).all())
-        del x
+    kept, gone = (y, x) if input_dies_first else (x, y)
+    del x, y, gone
+    assert bool((kept == 253).all())
+    del kept
     assert not mapped_pages(base, 6 * PAGE)
+
+
+def test_an_in_place_slot_is_for_all_bytes_of_its_input_or_none() -> None:
+    table = SlotTable([[Slot(4 * PAGE, 0)], [Slot(4 * PAGE, 0, in_place=True)]])
+    with Arena(6 * PAGE) as arena:
+        with arena.replay(table) as run:
+            run.enter(0)
+            x = torch.full((4 * PAGE,), 3, dtype=torch.uint8)
+            run.enter(1)
+            torch.full((8,), 7, dtype=torch.uint8)
+            run.leave()
+        assert run.misses == (Miss(1, 0, 8, MissReason.OVERLAPS_LIVE),)
+        assert bool((x == 3).all())
 
 
 def test_replay_is_of_its_thread_only() -> None:

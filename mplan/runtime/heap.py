@@ -201,8 +201,8 @@ def record() -> Iterator[Tape]:
 class Slot:
     """Bytes ``[offset, offset + size_bytes)`` planned for one allocation of up to that size.
 
-    A negative offset leaves the allocation to the heap. ``in_place`` lets it start on bytes that a
-    live tensor still holds (its input, about to die); otherwise such a request is a miss.
+    A negative offset leaves the allocation to the heap. ``in_place`` lets it take exactly the bytes
+    that one live tensor still holds (its input, about to die); otherwise such a request is a miss.
     """
 
     size_bytes: int

@@ -72,14 +72,20 @@ class Program:
         return self._arena_bytes if self._table is not None else 0
 
     def __call__(self, args: list[Any]) -> list[Any]:
-        """Run once; ``args`` are the graph's inputs in order."""
+        """Run once, without autograd; ``args`` are the graph's inputs in order."""
+        import torch
+
         assert self._function is not None
         self.calls += 1
+        with torch.no_grad():
+            return self._run(self._function, args)
+
+    def _run(self, function: Callable[..., Any], args: list[Any]) -> list[Any]:
         if self._table is None:
-            return list(self._function(args, _idle, _idle))
+            return list(function(args, _idle, _idle))
         with heap.Arena(self._arena_bytes) as arena:
             with arena.replay(self._table) as run:
-                outputs = list(self._function(args, run.enter, run.leave))
+                outputs = list(function(args, run.enter, run.leave))
             self.misses += len(run.misses)
         return outputs
 

@@ -10,8 +10,6 @@ from typing import Any, Literal
 from mplan.diagnostics import InternalError, ToolError
 from mplan.passes.solvers.interface import Deadline
 
-#: CP-SAT stops up to some percent before its limit; only Ctrl-C stops it before this share of it.
-_EARLY = 0.8
 
 CpStatus = Literal["optimal", "feasible", "infeasible", "unknown"]
 
@@ -41,7 +39,7 @@ def solve(
     """Solve ``model`` on one thread; the same seed gives the same search up to the deadline.
 
     ``portfolio`` interleaves CP-SAT's subsolvers (deterministically) instead of running one of
-    them. Ctrl-C stops the search and is raised as KeyboardInterrupt.
+    them. Ctrl-C stops the search early.
     """
     if deadline.expired:
         return CpResult("unknown")
@@ -63,7 +61,5 @@ def solve(
         module.INFEASIBLE: "infeasible",
     }
     name = names.get(status, "unknown")
-    if name in ("feasible", "unknown") and solver.wall_time < _EARLY * limit:
-        raise KeyboardInterrupt
     values = tuple(solver.value(v) for v in wanted) if name in ("optimal", "feasible") else ()
     return CpResult(name, values, solver.best_objective_bound)

@@ -175,16 +175,12 @@ API void arena_poison(Arena *a, size_t offset, size_t bytes, int byte)
     heap_unlock();
 }
 
-/* Of several in-place tensors at p the smallest is taken to die first: what stays held covers the
- * others, whichever it was. */
+/* Of several in-place tensors at p any may die: they hold the same bytes. */
 void arena_release_locked(Arena *a, const void *p)
 {
     size_t start = (size_t)((const char *)p - a->base), at = 0;
     while (a->live[at].start != start)
         at++;
-    for (size_t i = at + 1; i < a->n_live && a->live[i].start == start; i++)
-        if (a->live[i].end < a->live[at].end)
-            at = i;
     Span dead = a->live[at];
     memmove(a->live + at, a->live + at + 1, (--a->n_live - at) * sizeof(Span));
     if (a->closed) {
@@ -278,16 +274,19 @@ API int32_t replay_leave(void)
     return (int32_t)replaying->n_misses;
 }
 
+/* In place means on exactly the bytes of one live tensor: a smaller request (a temporary that the
+ * plan did not foresee) must not overwrite a part of it. */
 static bool hold_locked(Arena *a, Span span, bool in_place)
 {
     size_t at = 0;
-    bool overlap = false;
+    bool forbidden = false;
     for (size_t i = 0; i < a->n_live && a->live[i].start < span.end; i++) {
-        overlap = overlap || a->live[i].end > span.start;
-        at += a->live[i].start <= span.start;
+        Span other = a->live[i];
+        bool same = other.start == span.start && other.end == span.end;
+        forbidden = forbidden || (other.end > span.start && !(in_place && same));
+        at += other.start <= span.start;
     }
-    if ((overlap && !in_place) ||
-        !grow((void **)&a->live, a->n_live, &a->capacity, sizeof(Span)) ||
+    if (forbidden || !grow((void **)&a->live, a->n_live, &a->capacity, sizeof(Span)) ||
         !blocks_put_locked(a->base + span.start, span.end - span.start, a))
         return false;
     memmove(a->live + at + 1, a->live + at, (a->n_live++ - at) * sizeof(Span));

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 from typing import Any
 
 from mplan.ir.plan import Certificate, Plan, PlanFile, Problem, content_digest
@@ -33,6 +33,7 @@ REASONS = {
     "bound": "MP213",
     "seal": "MP214",
     "problem": "MP215",
+    "stale_copy": "MP216",
 }
 
 
@@ -64,6 +65,7 @@ def check(problem: Problem, plan: Plan) -> tuple[Violation, ...]:
         replay.addresses,
         replay.lifetimes,
         replay.copies,
+        replay.freshness,
         replay.overlaps,
         replay.heights,
         replay.bounds,
@@ -170,8 +172,9 @@ class _Replay:
             if region.addressable and p.region not in b.regions:
                 yield Violation("region", f"{b.name} lies in {p.region}, allowed: {b.regions}")
             end = p.offset + b.size_bytes
-            if region.capacity_bytes is not None and end > region.capacity_bytes:
-                limit = f"{p.region} has {region.capacity_bytes:,} B"
+            full = region.capacity_bytes is not None and end > region.capacity_bytes
+            if full and p.end > p.start:
+                limit = f"{p.region} has {region.capacity_bytes or 0:,} B"
                 yield Violation("capacity", f"{b.name} ends at {end:,} B, {limit}")
 
     def lifetimes(self) -> Iterator[Violation]:
@@ -212,6 +215,19 @@ class _Replay:
                 message = f"{name} is copied {t.source} → {t.target} at {t.step}"
                 yield Violation("missing_copy", f"{message}, but does not lie there then")
 
+    def freshness(self) -> Iterator[Violation]:
+        """A copy where steps do not write must not be brought back after a write elsewhere."""
+        for t in self.plan.transfers:
+            for s in self.segments[t.buffer]:
+                if s.region != t.source or not s.start < t.step <= s.end or self._usable(s):
+                    continue
+                written = [p for p in self.touched[t.buffer] if s.start <= p < t.step]
+                steps = [self.problem.steps[self.plan.order[p]] for p in written]
+                if any(t.buffer in step.writes for step in steps):
+                    name = self.problem.buffers[t.buffer].name
+                    message = f"{name} is fetched from {t.source} at {t.step}"
+                    yield Violation("stale_copy", f"{message}, but was written since {s.start}")
+
     def overlaps(self) -> Iterator[Violation]:
         by_region = defaultdict(list)
         for p in self.plan.placements:
@@ -227,7 +243,7 @@ class _Replay:
         leaving: list[tuple[int, tuple[int, int, int]]] = []
         for start, end, low, high, buffer in boxes:
             while leaving and leaving[0][0] <= start:
-                _discard(live, heapq.heappop(leaving)[1])
+                del live[bisect.bisect_left(live, heapq.heappop(leaving)[1])]
             entry = (low, high, buffer)
             for other_low, other_high, other in _neighbours(live, entry):
                 if other_low < high and low < other_high:
@@ -235,7 +251,7 @@ class _Replay:
                     common = f"[{max(low, other_low)}, {min(high, other_high)})"
                     message = f"{names[0]} and {names[1]} share bytes {common} of {region} at {start}"
                     yield Violation("overlap", message)
-            _insert(live, entry)
+            bisect.insort(live, entry)
             heapq.heappush(leaving, (end, entry))
 
     def heights(self) -> Iterator[Violation]:
@@ -249,17 +265,16 @@ class _Replay:
             if stated != top:
                 yield Violation("height", f"{region} is {top:,} B high, the plan says {stated:,} B")
 
-    def live_bytes(self, region: str) -> list[int]:
-        """Bytes placed in ``region`` at each position."""
-        delta = [0] * (self.problem.horizon + 2)
+    def live_levels(self, region: str) -> tuple[list[int], list[int]]:
+        """The positions where the bytes placed in ``region`` change, and the bytes from there on."""
+        delta = {0: 0}
         for p in self.plan.placements:
             if p.region == region and p.end > p.start:
                 size = self.problem.buffers[p.buffer].size_bytes
-                delta[p.start] += size
-                delta[p.end] -= size
-        for before, after in pairwise(range(len(delta))):
-            delta[after] += delta[before]
-        return delta
+                delta[p.start] = delta.get(p.start, 0) + size
+                delta[p.end] = delta.get(p.end, 0) - size
+        positions = sorted(delta)
+        return positions, list(accumulate(delta[p] for p in positions))
 
     def bounds(self) -> Iterator[Violation]:
         subjects = [c.subject for c in self.plan.certificates]
@@ -276,8 +291,8 @@ class _Replay:
             return "it names no region"
         if decision not in ("schedule", "allocate"):
             return f"unknown decision {decision!r}"
-        live = self.live_bytes(region)
-        value = max(live) if decision == "schedule" else self.plan.peak_bytes(region)
+        live = max(self.live_levels(region)[1])
+        value = live if decision == "schedule" else self.plan.peak_bytes(region)
         if c.value_bytes != value:
             return f"it states {c.value_bytes:,} B, the plan has {value:,} B"
         if not 0 <= c.lower_bound_bytes <= value:
@@ -286,37 +301,191 @@ class _Replay:
             return f"a plan cannot be {c.status}"
         if (c.status == "optimal") != (c.lower_bound_bytes == value):
             return f"status {c.status} with bound {c.lower_bound_bytes:,} B of {value:,} B"
-        return self._witness_fault(c, region, live)
+        return self._witness_fault(c, decision, region)
 
-    def _witness_fault(self, c: Certificate, region: str, live: list[int]) -> str:
-        if c.bound_kind not in ("live", "working_set"):
+    def _witness_fault(self, c: Certificate, decision: str, region: str) -> str:
+        """What is wrong with the argument behind a bound; an exhausted search cannot be replayed."""
+        steps, horizon = range(len(self.problem.steps)), range(max(self.problem.horizon, 1))
+        kinds: dict[str, tuple[range | None, Callable[[], int]]] = {
+            "live": (horizon, lambda: self._live_at(c.witness[0], region)),
+            "fixed": (None, lambda: self._fixed_end(region)),
+            "boundary": (None, lambda: self._boundary(region)),
+            "working_set": (steps, lambda: self._working_set(c.witness[0], region)),
+            "closure": (steps, lambda: _closure(self.problem, c.witness[0], self._home(region))),
+        }
+        if c.bound_kind == "exhaustive":
             return ""
-        if len(c.witness) != 1 or not 0 <= c.witness[0] < max(self.problem.horizon, 1):
-            return f"a {c.bound_kind} bound needs one position or step as its witness"
-        if c.bound_kind == "live":
-            shown = live[c.witness[0]]
-        else:
-            shown = self._working_set(c.witness[0], region)
+        if c.bound_kind not in kinds:
+            return f"unknown kind of bound {c.bound_kind!r}"
+        if decision == "schedule" and c.bound_kind in ("live", "fixed") and steps:
+            return f"a {c.bound_kind} bound says nothing of other orders"
+        if c.bound_kind in ("boundary", "closure") and self.plan.transfers:
+            return f"a {c.bound_kind} bound does not hold for a plan that moves buffers"
+        wanted, replay = kinds[c.bound_kind]
+        named = len(c.witness) == 1 and c.witness[0] in wanted if wanted is not None else not c.witness
+        if not named:
+            return f"a {c.bound_kind} bound cannot have the witness {c.witness}"
+        shown = replay()
         if shown != c.lower_bound_bytes:
             return f"its witness shows {shown:,} B, not {c.lower_bound_bytes:,} B"
         return ""
 
-    def _working_set(self, index: int, region: str) -> int:
-        """Bytes that must be live while step ``index`` runs, whatever the order."""
-        touched = self.problem.steps[index].touches
-        return sum(
-            b.size_bytes
-            for i, b in enumerate(self.problem.buffers)
-            if b.regions == (region,) and (i in touched or (b.live_in and b.live_out))
+    def _live_at(self, position: int, region: str) -> int:
+        positions, levels = self.live_levels(region)
+        return levels[bisect.bisect_right(positions, position) - 1]
+
+    def _fixed_end(self, region: str) -> int:
+        """The highest end of a buffer that has a fixed offset and must lie in ``region``."""
+        ends = (
+            b.offset + b.size_bytes
+            for b, (start, end) in zip(self.problem.buffers, self.spans, strict=True)
+            if b.regions == (region,) and b.offset is not None and end > start
         )
+        return max(ends, default=0)
+
+    def _boundary(self, region: str) -> int:
+        """Bytes live before the first step or after the last, whichever is more."""
+        home = [self.problem.buffers[i] for i in self._home(region)]
+        start = sum(b.size_bytes for b in home if b.live_in)
+        return max(start, sum(b.size_bytes for b in home if b.live_out))
+
+    def _home(self, region: str) -> frozenset[int]:
+        """The buffers that lie in ``region``, where no buffer changes regions."""
+        return frozenset(p.buffer for p in self.plan.placements if p.region == region)
+
+    def _working_set(self, index: int, region: str) -> int:
+        """Bytes that must be live while step ``index`` runs, whatever the order.
+
+        Buffers that are live throughout count beside those that the step touches; if the plan moves
+        buffers, only those that the step touches and that may lie nowhere else.
+        """
+        touched = self.problem.steps[index].touches
+        home = self._home(region)
+        total = 0
+        for i, b in enumerate(self.problem.buffers):
+            if self.plan.transfers:
+                needed = i in touched and b.regions == (region,)
+            else:
+                needed = i in home and (i in touched or (b.live_in and b.live_out))
+            total += b.size_bytes if needed else 0
+        return total
 
 
-def _insert(live: list[tuple[int, int, int]], entry: tuple[int, int, int]) -> None:
-    bisect.insort(live, entry)
+def _closure(problem: Problem, index: int, home: frozenset[int]) -> int:
+    """The least bytes of ``home`` live while step ``index`` runs, over all valid orders.
+
+    Whichever steps have run before it, they are a downset that holds its ancestors. A buffer costs
+    its size if it has begun and is still needed, so the least is a minimum cut between the steps
+    before (source) and after (sink), in which buffers are hyperedges.
+    """
+    before, after = _ancestors(problem, index), _descendants(problem, index)
+    nodes = {s: s + 2 for s in range(len(problem.steps)) if s not in before | after | {index}}
+    users: dict[int, set[int]] = {i: set() for i in home}
+    network = _Network()
+    for s, step in enumerate(problem.steps):
+        for i in step.touches & home:
+            users[i].add(s)
+        for p in step.after:
+            if s in nodes and p in nodes:
+                network.arc(nodes[s], nodes[p], None)
+    fixed, fresh = 0, len(problem.steps) + 2
+    for i, touch in users.items():
+        b = problem.buffers[i]
+        begun = b.live_in or bool(touch & (before | {index})) or (b.live_out and not touch)
+        needed = b.live_out or bool(touch & (after | {index}))
+        if begun and needed:
+            fixed += b.size_bytes
+        elif touch & nodes.keys():
+            start, end = (0 if begun else fresh), (1 if needed else fresh + 1)
+            fresh += 2
+            network.arc(start, end, b.size_bytes)
+            for s in touch & nodes.keys():
+                if not begun:
+                    network.arc(nodes[s], start, None)
+                if not needed:
+                    network.arc(end, nodes[s], None)
+    return fixed + network.cut(0, 1)
 
 
-def _discard(live: list[tuple[int, int, int]], entry: tuple[int, int, int]) -> None:
-    del live[bisect.bisect_left(live, entry)]
+def _ancestors(problem: Problem, index: int) -> set[int]:
+    seen: set[int] = set()
+    stack = [index]
+    while stack:
+        new = set(problem.steps[stack.pop()].after) - seen
+        seen |= new
+        stack.extend(new)
+    return seen
+
+
+def _descendants(problem: Problem, index: int) -> set[int]:
+    """The steps that follow ``index``; steps stand in a valid order."""
+    seen: set[int] = {index}
+    for s in range(index + 1, len(problem.steps)):
+        if not seen.isdisjoint(problem.steps[s].after):
+            seen.add(s)
+    return seen - {index}
+
+
+class _Network:
+    """A flow network; the value of its minimum cut by Dinic's algorithm (1970), without recursion."""
+
+    def __init__(self) -> None:
+        self.arcs: dict[int, list[int]] = defaultdict(list)
+        self.heads: list[int] = []
+        self.room: list[float] = []
+
+    def arc(self, tail: int, head: int, capacity: int | None) -> None:
+        """An arc (None: of unlimited capacity) and its reverse, which has the next number."""
+        for node, other, room in ((tail, head, capacity), (head, tail, 0)):
+            self.arcs[node].append(len(self.heads))
+            self.heads.append(other)
+            self.room.append(float("inf") if room is None else room)
+
+    def cut(self, source: int, sink: int) -> int:
+        """The capacity of a minimum cut; there must be a finite one."""
+        total = 0
+        while sink in (levels := self._levels(source)):
+            at = dict.fromkeys(levels, 0)
+            while path := self._path(source, sink, levels, at):
+                push = min(self.room[a] for a in path)
+                total += int(push)
+                for a in path:
+                    self.room[a] -= push
+                    self.room[a ^ 1] += push
+        return total
+
+    def _levels(self, source: int) -> dict[int, int]:
+        levels = {source: 0}
+        queue = deque([source])
+        while queue:
+            node = queue.popleft()
+            for a in self.arcs[node]:
+                if self.room[a] and self.heads[a] not in levels:
+                    levels[self.heads[a]] = levels[node] + 1
+                    queue.append(self.heads[a])
+        return levels
+
+    def _path(self, source: int, sink: int, levels: dict[int, int], at: dict[int, int]) -> list[int]:
+        """The arcs of a path with room that climbs the levels; ``at`` skips arcs that led nowhere."""
+        path: list[int] = []
+        node = source
+        while node != sink:
+            arcs = self.arcs[node]
+            while at[node] < len(arcs) and not self._climbs(arcs[at[node]], levels):
+                at[node] += 1
+            if at[node] < len(arcs):
+                path.append(arcs[at[node]])
+                node = self.heads[path[-1]]
+            elif path:
+                node = self.heads[path.pop() ^ 1]
+                at[node] += 1
+            else:
+                return []
+        return path
+
+    def _climbs(self, a: int, levels: dict[int, int]) -> bool:
+        head, tail = self.heads[a], self.heads[a ^ 1]
+        return self.room[a] > 0 and levels.get(head) == levels[tail] + 1
 
 
 def _neighbours(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,10 +13,13 @@ from dataclasses import replace
 from mplan.diagnostics import InternalError
 from mplan.ir.check import check
 from mplan.ir.plan import Certificate, Plan, Problem, Status
-from mplan.passes.allocate import OverBudget, allocate
+from mplan.passes.allocate import Allocated, OverBudget, allocate
 from mplan.passes.live import live_peak, live_profile
 from mplan.passes.schedule import arena, schedule
 from mplan.passes.solvers.interface import SOLVERS, Deadline, Decision, find_solver
+
+#: Seconds that greedy placement at the captured order may take even if the deadline has passed.
+_GRACE_S = 1.0
 
 __all__ = ["baseline", "live_profile", "place", "solve"]
 
@@ -32,35 +36,41 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
     if not problem.steps:
         return place(problem, captured, solver=solver, limit_s=limit_s, seed=seed)
     ordered = schedule(problem, solver=_name("schedule", solver), limit_s=limit_s / 2, seed=seed)
-
-    def placed(order: tuple[int, ...]) -> Plan:
-        certificates = (ordered.certificate,)
-        limit = deadline.remaining()
-        return place(problem, order, certificates=certificates, solver=solver, limit_s=limit, seed=seed)
-
+    name = _name("allocate", solver)
     try:
-        plan = placed(ordered.order)
+        order, parts = ordered.order, _allocate_all(problem, ordered.order, name, deadline, seed)
     except OverBudget as error:
-        if ordered.order == captured:
+        order, parts = captured, _at_captured(problem, math.inf, name, deadline, seed)
+        if not parts:
             raise _for_any_order(error, ordered.certificate) from None
-        with suppress(OverBudget):
-            return placed(captured)
-        raise _for_any_order(error, ordered.certificate) from None
-    region = arena(problem)
-    if plan.peak_bytes(region) > _captured_height(problem, region, plan.peak_bytes(region)):
-        return placed(captured)
-    return plan
+    else:
+        height = _height(problem, parts)
+        if order != captured and live_peak(problem, captured, arena(problem))[0] < height:
+            other = _at_captured(problem, height, name, deadline, seed)
+            order, parts = (captured, other) if other else (order, parts)
+    return _complete(problem, order, parts, (ordered.certificate,))
 
 
-def _captured_height(problem: Problem, region: str, height: int) -> int:
-    """The height of greedy placement at the captured order, if that may be below ``height``."""
+def _height(problem: Problem, parts: Sequence[Allocated]) -> int:
+    """The height of the arena."""
+    names = [r.name for r in problem.regions]
+    return parts[names.index(arena(problem))].height_bytes
+
+
+def _at_captured(
+    problem: Problem, height: float, solver: str, deadline: Deadline, seed: int
+) -> list[Allocated]:
+    """The regions at the captured order if the arena gets lower than ``height``, else nothing."""
     captured = range(len(problem.steps))
-    if live_peak(problem, captured, region)[0] >= height:
-        return height
-    try:
-        return allocate(problem, captured, region=region, solver="greedy").height_bytes
-    except OverBudget:
-        return height
+    best: list[Allocated] = []
+    for name, limit in (("greedy", Deadline(max(deadline.remaining(), _GRACE_S))), (solver, deadline)):
+        if best and limit.expired:
+            break
+        with suppress(OverBudget):
+            parts = _allocate_all(problem, captured, name, limit, seed)
+            if _height(problem, parts) < height:
+                best, height = parts, _height(problem, parts)
+    return best
 
 
 def _for_any_order(error: OverBudget, certificate: Certificate) -> OverBudget:
@@ -89,12 +99,26 @@ def place(
     ``certificates`` of a schedule are carried over, with the value that ``order`` has. Raises
     OverBudget MP221 or MP222 if a region overflows, InternalError MP299 if the plan fails ``check``.
     """
-    deadline = Deadline(limit_s)
     name = _name("allocate", solver)
-    parts = [
-        allocate(problem, order, region=r.name, solver=name, limit_s=deadline.remaining(), seed=seed)
+    parts = _allocate_all(problem, order, name, Deadline(limit_s), seed)
+    return _complete(problem, order, parts, certificates)
+
+
+def _allocate_all(
+    problem: Problem, order: Sequence[int], solver: str, deadline: Deadline, seed: int
+) -> list[Allocated]:
+    return [
+        allocate(problem, order, region=r.name, solver=solver, limit_s=deadline.remaining(), seed=seed)
         for r in problem.regions
     ]
+
+
+def _complete(
+    problem: Problem,
+    order: Sequence[int],
+    parts: Sequence[Allocated],
+    certificates: tuple[Certificate, ...],
+) -> Plan:
     plan = Plan(
         problem=problem.digest,
         order=tuple(order),
@@ -118,8 +142,9 @@ def _restate(problem: Problem, order: Sequence[int], certificate: Certificate) -
     value = live_peak(problem, order, region)[0]
     if decision != "schedule" or value == certificate.value_bytes:
         return certificate
+    solver = "none" if tuple(order) == tuple(range(len(order))) else certificate.solver
     status: Status = "optimal" if value == certificate.lower_bound_bytes else "feasible"
-    return replace(certificate, value_bytes=value, status=status)
+    return replace(certificate, value_bytes=value, status=status, solver=solver)
 
 
 def _name(decision: Decision, solver: str) -> str:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from mplan.diagnostics import InternalError, ToolError
 from mplan.passes.solvers.interface import Deadline
 
-
 CpStatus = Literal["optimal", "feasible", "infeasible", "unknown"]
 
 

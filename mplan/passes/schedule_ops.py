@@ -55,8 +55,8 @@ def _ops_in_order(steps: tuple[int, ...], op_of: tuple[int, ...]) -> tuple[int, 
 
 
 def _renumber(certificate: Certificate, order: tuple[int, ...], op_of: tuple[int, ...]) -> Certificate:
-    """Witness steps of a working set, numbered as they stand in the reordered graph."""
-    if certificate.bound_kind != "working_set":
+    """Witness steps of a bound, numbered as they stand in the reordered graph."""
+    if certificate.bound_kind not in ("working_set", "closure"):
         return certificate
     steps_of: dict[int, list[int]] = {}
     for step, op in enumerate(op_of):

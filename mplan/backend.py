@@ -69,8 +69,11 @@ class CompiledGraph:
         """The program for sizes up to ``values``; planned anew if they exceed the present plan."""
         grown = {k: v for k, v in values.items() if v > self.highs.get(k, v)}
         if self.program is None or grown:
+            from torch.utils._python_dispatch import _disable_current_modes
+
             graph = self._bounded(grown)
-            self.planned = plan_graph(graph, self.captured.constants, self.options)
+            with _disable_current_modes():  # passes compute with constants, which must not be fake
+                self.planned = plan_graph(graph, self.captured.constants, self.options)
             self.program = Program(
                 self.planned.graph, self.planned.lowered, self.planned.plan, self.use_arena
             )

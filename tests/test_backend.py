@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mplan.ir.plan_json import load_plan
 from torch import nn
 
 from mplan import backend
 from mplan.diagnostics import MplanError
+from mplan.ir.plan_json import load_plan
 from mplan.runtime import heap
 
 
@@ -211,9 +211,8 @@ def test_dump_holds_the_graph_after_every_pass(tmp_path: Path) -> None:
 
 
 def test_a_plan_saved_from_the_backend_checks(tmp_path: Path) -> None:
-    from mplan.ir.plan_json import save_plan
-
     from mplan.ir.check import check_file
+    from mplan.ir.plan_json import save_plan
 
     fast = compiled(Mlp().eval())
     with torch.no_grad():
@@ -225,3 +224,17 @@ def test_a_plan_saved_from_the_backend_checks(tmp_path: Path) -> None:
     document, file = load_plan(path)
     assert check_file(document, file) == ()
     assert json.loads(path.read_text())["plan_digest"] == graph.report().digest
+
+
+def test_constant_masks_are_known_while_dynamo_traces() -> None:
+    from models.sequence import Gpt
+
+    model = Gpt().eval()
+    tokens = torch.randint(0, 64, (2, 12))
+    fast = compiled(model, fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(tokens), model(tokens))
+    gc.collect()
+    plans = [g.planned for g in backend._COMPILED if g.planned]
+    ops = [op for plan in plans for op in plan.graph.ops if op.kind == "mplan.attention"]
+    assert [op.arg("is_causal") for op in ops] == [True, True]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mplan.diagnostics import UserError
-from mplan.ir.graph import Graph
+from mplan.ir.graph import Alias, Graph, Op, Ref, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +57,39 @@ class Captured:
         if self.out_spec is None:
             return outputs
         return tree_unflatten(list(outputs[: self.num_user_outputs]), self.out_spec)
+
+    def with_write_back(self) -> Captured:
+        """The same program with ops that overwrite the mutated inputs, instead of further outputs.
+
+        Each copy stands behind the last op that reads the old bytes, so new values die early.
+        """
+        if not self.mutations:
+            return self
+        ops = list(self.graph.ops)
+        table = self.graph.value_table
+        for index, name in self.mutations.items():
+            source = self.graph.outputs[index]
+            if not isinstance(source, Ref):
+                continue
+            result = Value(f"{name}_after", table[name].type, Alias(name, "inplace"))
+            copy = Op("aten.copy_.default", (("self", Ref(name)), ("src", source)), (result,))
+            ops.insert(_after_last_use(ops, {name, source.name}), copy)
+        kept = [i for i in range(len(self.graph.outputs)) if i not in self.mutations]
+        position = {old: new for new, old in enumerate(kept)}
+        outputs = tuple(self.graph.outputs[i] for i in kept)
+        return replace(
+            self,
+            graph=replace(self.graph, ops=tuple(ops), outputs=outputs),
+            mutations={},
+            gradients={position[i]: n for i, n in self.gradients.items()},
+        )
+
+
+def _after_last_use(ops: list[Op], names: set[str]) -> int:
+    """The position behind the last op that makes or reads one of ``names``, or a view of one."""
+    position, known = 0, set(names)
+    for index, op in enumerate(ops):
+        if not known.isdisjoint((*op.operands, *(v.name for v in op.values))):
+            position = index + 1
+            known |= {v.name for v in op.values if v.alias and v.alias.of in known}
+    return position

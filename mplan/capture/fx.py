@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mplan.capture.source import loc_of
+from mplan.capture.strides import true_strides
 from mplan.capture.symbols import DataDependent, SymbolReader
 from mplan.diagnostics import UnsupportedError, Where
 from mplan.ir.graph import Alias, Arg, Graph, Input, Loc, Op, Ref, Role, Value
@@ -90,7 +91,9 @@ class GraphReader:
             else:
                 self._guarded(node)
         self._raise_faults()
-        return Graph(self.name, tuple(self.inputs), tuple(self.ops), outputs, self.sizes.symbols())
+        symbols = self.sizes.symbols()
+        graph = Graph(self.name, tuple(self.inputs), tuple(self.ops), outputs, symbols)
+        return true_strides(graph)
 
     def fault(self, message: str, loc: Loc | None = None) -> Unreadable:
         """Note that something cannot be expressed; the run goes on to find more."""
@@ -220,6 +223,7 @@ class GraphReader:
     def _operator(self, node: Node, target: torch._ops.OpOverload, value: Any) -> Any:
         loc = self._loc(node)
         args = tuple((name, self._arg(a, node)) for name, a in bound_args(target, node))
+        args = _without_ignored(_kind(target), args)
         written = written_nodes(node)
         if len(written) > 1 or (written and len(target._schema.returns) > 1):
             return self.fault(f"{_label(node)} overwrites several tensors", loc)
@@ -445,3 +449,17 @@ def _plain(size: Any) -> Any:
 
     size = sympy.sympify(size)
     return sympy.expand(size.replace(lambda e: type(e).__name__ == "Max", without_one))
+
+
+#: Operands that a kernel does not read when a flag has the given value, though its schema names them.
+_IGNORED = {
+    "aten.native_batch_norm_backward.default": (("running_mean", "running_var"), "train", True),
+}
+
+
+def _without_ignored(kind: str, args: tuple[tuple[str, Arg], ...]) -> tuple[tuple[str, Arg], ...]:
+    """``args`` with None for operands that the kernel ignores: they must not hold memory."""
+    names, flag, value = _IGNORED.get(kind, ((), "", None))
+    if dict(args).get(flag) is not value:
+        return args
+    return tuple((name, None if name in names else arg) for name, arg in args)

@@ -161,12 +161,24 @@ class _Args(tuple[tuple[str, BoundArg], ...]):
 
 @lru_cache(maxsize=16384)
 def _infer(kind: str, args: _Args) -> tuple[Type | None, ...]:
+    op = overload(kind)
     try:
-        with _fake_cpu():
-            out = overload(kind)(**to_torch(kind, {name: _fake(arg) for name, arg in args}))
+        with _meta() if _is_view(op._schema) else _fake_cpu():
+            out = op(**to_torch(kind, {name: _fake(arg) for name, arg in args}))
     except Exception as e:  # torch raises whatever the operator's meta function does
         raise _rejection(kind, args, e) from None
     return tuple(type_of(item) for item in flat_results(out))
+
+
+@contextmanager
+def _meta() -> Iterator[None]:
+    """Tensors made inside have no bytes. Views of them get the strides of real ones, also for
+    dimensions of size 1, where fake tensors differ."""
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes(), torch.device("meta"), torch.no_grad():
+        yield
 
 
 @contextmanager

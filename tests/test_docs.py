@@ -81,7 +81,7 @@ def commands(text: str) -> Iterator[tuple[str, list[str], int]]:
 
 def execute(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {"PATH": path, "COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    settings = {"PATH": path, "COLUMNS": "160", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command,
         cwd=folder,

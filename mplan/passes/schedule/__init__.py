@@ -82,10 +82,12 @@ def _search(
 
 
 def _adopt(found: Search[tuple[int, ...]], bound: Bound, small: Contraction) -> None:
-    """Raise the bound by that of the contracted instance, its witness as a step of the problem."""
+    """Raise the bound by that of the contracted instance, its witness as a step of the problem.
+
+    The end of the order, which contraction may have made a step, is none: such a cut has no witness.
+    """
     if bound.kind == "closure":
         origin = small.origin(bound.witness[0])
-        if origin is not None:
-            found.raise_bound(Bound(bound.bytes, "closure", (origin,)))
-    else:
-        found.raise_bound(bound)
+        kind, witness = ("exhaustive", ()) if origin is None else ("closure", (origin,))
+        bound = Bound(bound.bytes, kind, witness)
+    found.raise_bound(bound)

@@ -1,0 +1,136 @@
+"""Random planning problems for property tests, and brute force that shares nothing with the solvers."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+from hypothesis import strategies as st
+
+from mplan.ir.plan import Buffer, Problem, Region, Step
+
+REGIONS = (Region("arena", None, 1), Region("flash", None, 4))
+
+
+@st.composite
+def graphs(draw: st.DrawFn, max_steps: int = 6, max_buffers: int = 8) -> Problem:
+    """Steps that read and write buffers: readers follow the last writer, writers all earlier users.
+
+    Some accesses are left unordered, some edges are extra; some buffers are inputs, outputs, both, of
+    size 0, in another region, or never touched.
+    """
+    count = draw(st.integers(0, max_steps))
+    buffers = tuple(
+        Buffer(
+            f"b{i}",
+            draw(st.integers(0, 9)),
+            (draw(st.sampled_from(("arena", "arena", "arena", "flash"))),),
+            draw(st.sampled_from((1, 1, 1, 2, 4))),
+            live_in=draw(st.integers(0, 3)) == 0,
+            live_out=draw(st.integers(0, 3)) == 0,
+        )
+        for i in range(draw(st.integers(1, max_buffers)))
+    )
+    subsets = st.sets(st.integers(0, len(buffers) - 1), max_size=3)
+    steps: list[Step] = []
+    for i in range(count):
+        reads, writes = draw(subsets), draw(subsets)
+        after = set()
+        for j, earlier in enumerate(steps):
+            conflict = (reads & set(earlier.writes)) | (writes & earlier.touches)
+            if (conflict and draw(st.integers(0, 4))) or (
+                not conflict and draw(st.integers(0, 9)) == 0
+            ):
+                after.add(j)
+        steps.append(Step(f"s{i}", tuple(sorted(reads)), tuple(sorted(writes)), tuple(sorted(after))))
+    return Problem("random", REGIONS, buffers, tuple(steps))
+
+
+@st.composite
+def rectangles(draw: st.DrawFn, max_buffers: int = 6, fixed: bool = False) -> Problem:
+    """Buffers of fixed lifetime, alignment and, with ``fixed``, here and there a fixed offset."""
+    region = Region("arena", None, draw(st.sampled_from((1, 1, 2))))
+    buffers = []
+    for i in range(draw(st.integers(0, max_buffers))):
+        start = draw(st.integers(0, 7))
+        alignment = draw(st.sampled_from((1, 1, 2, 3, 4)))
+        at = None
+        if fixed and draw(st.integers(0, 4)) == 0:
+            at = draw(st.integers(0, 3)) * 12
+        buffers.append(
+            Buffer(
+                f"b{i}",
+                draw(st.integers(0, 6)),
+                ("arena",),
+                alignment,
+                lifetime=(start, start + draw(st.integers(0, 6))),
+                offset=at,
+            )
+        )
+    return Problem("boxes", (region,), tuple(buffers))
+
+
+def live_bytes(problem: Problem, order: tuple[int, ...], region: str) -> list[int]:
+    """Live bytes at each position, from the definition."""
+    levels = []
+    for p in range(len(order)):
+        total = 0
+        for i, b in enumerate(problem.buffers):
+            uses = [q for q, s in enumerate(order) if i in problem.steps[s].touches]
+            begun = b.live_in or any(q <= p for q in uses)
+            needed = b.live_out or any(q >= p for q in uses)
+            unused = not uses and (b.live_out or (b.live_in and p == 0))
+            if b.regions[0] == region and ((uses and begun and needed) or unused):
+                total += b.size_bytes
+        levels.append(total)
+    return levels
+
+
+def is_valid(problem: Problem, order: tuple[int, ...]) -> bool:
+    """Whether ``order`` is a permutation of the steps that respects precedence."""
+    place = {s: p for p, s in enumerate(order)}
+    return sorted(order) == list(range(len(problem.steps))) and all(
+        place[a] < place[i] for i, s in enumerate(problem.steps) for a in s.after
+    )
+
+
+def least_peak(problem: Problem, region: str) -> int:
+    """The least peak over all valid orders."""
+    orders = permutations(range(len(problem.steps)))
+    peaks = (max(live_bytes(problem, o, region), default=0) for o in orders if is_valid(problem, o))
+    return min(peaks)
+
+
+def least_height(problem: Problem) -> int | None:
+    """The least height over all placements; None if the fixed offsets contradict each other.
+
+    Placed in the order of their offsets in a best placement, each at the lowest address that is free,
+    boxes end nowhere higher; so some permutation shows the least height.
+    """
+    boxes = [
+        b for b in problem.buffers if b.size_bytes and b.lifetime and b.lifetime[0] < b.lifetime[1]
+    ]
+    fixed = [(b, b.offset) for b in boxes if b.offset is not None]
+    align = problem.regions[0].alignment
+    if any(at % b.alignment or at % align or _hits(b, at, fixed) for b, at in fixed):
+        return None
+    best = None
+    for order in permutations(b for b in boxes if b.offset is None):
+        placed = list(fixed)
+        for b in order:
+            at = 0
+            while at % b.alignment or at % align or _hits(b, at, placed):
+                at += 1
+            placed.append((b, at))
+        top = max((at + b.size_bytes for b, at in placed), default=0)
+        best = top if best is None else min(best, top)
+    return best
+
+
+def _hits(b: Buffer, at: int, placed: list[tuple[Buffer, int]]) -> bool:
+    for other, low in placed:
+        if other is b:
+            continue
+        in_time = b.lifetime[0] < other.lifetime[1] and other.lifetime[0] < b.lifetime[1]
+        if in_time and at < low + other.size_bytes and low < at + b.size_bytes:
+            return True
+    return False

@@ -1,0 +1,278 @@
+"""The checker accepts valid plans and names what is wrong with every other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from mplan.codes import CODES
+from mplan.ir import check as module
+from mplan.ir.check import REASONS, Violation, check, check_file
+from mplan.ir.plan import (
+    Buffer,
+    Certificate,
+    Placement,
+    Plan,
+    PlanFile,
+    Problem,
+    Region,
+    Step,
+    Transfer,
+)
+from mplan.ir.plan_json import parse_plan, print_plan
+from mplan.passes.planner import solve
+from mplan.passes.schedule.bounds import closure
+from mplan.passes.schedule.instance import from_problem
+from tests.corruptions import corruptions, plan_files
+from tests.problems import graphs, rectangles
+
+FILES = list(plan_files())
+
+
+def read(document: dict[str, Any]) -> PlanFile:
+    """The plan file in a document, without its seals."""
+    from mplan.ir.decode import decode
+
+    seals = ("schema_version", "problem_digest", "plan_digest", "content_digest")
+    return decode(PlanFile, {k: v for k, v in document.items() if k not in seals}, "$")
+
+
+def test_there_are_twenty_valid_plans_of_all_kinds() -> None:
+    assert len(FILES) == 20
+    assert [check_file(f.to_json(), f) for f in FILES] == [()] * 20
+    assert sum(bool(f.plan.transfers) for f in FILES) == 6
+    kinds = {c.bound_kind for f in FILES for c in f.plan.certificates}
+    assert kinds >= {"live", "working_set"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=[f.problem.name for f in FILES])
+def test_every_single_field_corruption_is_rejected_with_its_reason(file: PlanFile) -> None:
+    document = file.to_json()
+    seen: Counter[str] = Counter()
+    for corruption in corruptions(file):
+        broken = corruption.apply(document, reseal=False)
+        found = {v.reason for v in check_file(broken, read(broken))}
+        assert "seal" in found, corruption
+        # With every digest made to fit, the reason itself must show.
+        resealed = corruption.apply(document, reseal=True)
+        content = read(resealed)
+        resealed["problem_digest"] = content.problem.digest
+        resealed["plan_digest"] = content.plan.digest
+        found = {v.reason for v in check_file(resealed, content)}
+        if corruption.reasons:
+            assert found & corruption.reasons, (corruption, found)
+        else:
+            assert not found, (corruption, found)
+        seen.update(found & corruption.reasons)
+    assert {"digest", "reference", "lifetime", "alignment", "height", "bound", "problem"} <= set(seen)
+
+
+def test_all_reasons_have_codes_with_a_text() -> None:
+    assert set(REASONS.values()) <= set(CODES)
+    assert Violation("overlap", "").code == "MP205"
+
+
+# ---- single conditions ----
+
+SRAM = Region("sram", 64, 4)
+DRAM = Region("dram", None, 4, addressable=False)
+FLASH = Region("flash")
+
+
+def chain(**plan: Any) -> tuple[Problem, Plan]:
+    """x → f → y → g → z, with z an output; a plan that is valid unless changed."""
+    problem = Problem(
+        "chain",
+        (SRAM, DRAM, FLASH),
+        (
+            Buffer("x", 16, ("sram",), 4, live_in=True),
+            Buffer("y", 16, ("sram",), 4),
+            Buffer("z", 16, ("sram",), 4, live_out=True),
+        ),
+        (Step("f", (0,), (1,)), Step("g", (1,), (2,), (0,)), Step("h", (0, 2), (2,), (1,))),
+    )
+    valid = Plan(
+        problem.digest,
+        (0, 1, 2),
+        (Placement(0, "sram", 0, 0, 3), Placement(1, "sram", 16, 0, 2), Placement(2, "sram", 32, 1, 3)),
+        peaks=(("sram", 48), ("dram", 0), ("flash", 0)),
+    )
+    return problem, replace(valid, **plan)
+
+
+def reasons(problem: Problem, plan: Plan) -> set[str]:
+    return {v.reason for v in check(problem, plan)}
+
+
+def test_the_chain_is_valid() -> None:
+    assert check(*chain()) == ()
+
+
+def test_overlap_names_both_buffers_and_the_bytes() -> None:
+    placements = (
+        Placement(0, "sram", 0, 0, 3),
+        Placement(1, "sram", 8, 0, 2),
+        Placement(2, "sram", 32, 1, 3),
+    )
+    (violation,) = check(*chain(placements=placements))
+    assert violation.reason == "overlap"
+    assert violation.message == "y and x share bytes [8, 16) of sram at 0"
+
+
+def test_touching_in_time_or_space_is_no_overlap() -> None:
+    problem = Problem(
+        "t",
+        (Region("r"),),
+        (
+            Buffer("a", 4, ("r",), lifetime=(0, 2)),
+            Buffer("b", 4, ("r",), lifetime=(2, 4)),
+            Buffer("c", 4, ("r",), lifetime=(0, 4)),
+            Buffer("empty", 9, ("r",), lifetime=(1, 1)),
+            Buffer("zero", 0, ("r",), lifetime=(0, 4)),
+        ),
+    )
+    offsets = (0, 0, 4, 2, 2)
+    spots = zip(problem.buffers, offsets, strict=True)
+    placements = tuple(Placement(i, "r", o, *b.lifetime) for i, (b, o) in enumerate(spots))
+    assert check(problem, Plan(problem.digest, (), placements, peaks=(("r", 8),))) == ()
+
+
+def test_capacity_counts_only_buffers_that_live() -> None:
+    problem = Problem("t", (Region("r", 8),), (Buffer("big", 9, ("r",), lifetime=(1, 1)),))
+    plan = Plan(problem.digest, (), (Placement(0, "r", 0, 1, 1),))
+    assert check(problem, plan) == ()
+    problem = replace(problem, buffers=(replace(problem.buffers[0], lifetime=(1, 2)),))
+    plan = replace(plan, problem=problem.digest, placements=(Placement(0, "r", 0, 1, 2),))
+    assert reasons(problem, plan) == {"capacity", "height"}
+
+
+def test_fixed_offsets_must_be_kept() -> None:
+    problem = Problem("t", (Region("r"),), (Buffer("a", 4, ("r",), lifetime=(0, 1), offset=8),))
+    plan = Plan(problem.digest, (), (Placement(0, "r", 4, 0, 1),), peaks=(("r", 8),))
+    assert reasons(problem, plan) == {"fixed_offset"}
+
+
+def test_a_buffer_may_not_lie_in_another_addressable_region() -> None:
+    problem, plan = chain()
+    moved = (replace(plan.placements[0], region="flash"), *plan.placements[1:])
+    assert reasons(problem, replace(plan, placements=moved)) == {
+        "region",
+        "use_after_eviction",
+        "height",
+    }
+
+
+def spilled(**plan: Any) -> tuple[Problem, Plan]:
+    """The chain with x away in dram during g."""
+    problem, valid = chain()
+    moved = (
+        Placement(0, "sram", 0, 0, 1),
+        Placement(0, "dram", 0, 1, 2),
+        Placement(0, "sram", 0, 2, 3),
+        *valid.placements[1:],
+    )
+    copies = (Transfer(1, 0, "sram", "dram"), Transfer(2, 0, "dram", "sram"))
+    peaks = (("sram", 48), ("dram", 16), ("flash", 0))
+    return problem, replace(replace(valid, placements=moved, transfers=copies, peaks=peaks), **plan)
+
+
+def test_spills_need_their_copies() -> None:
+    problem, plan = spilled()
+    assert check(problem, plan) == ()
+    for k in range(2):
+        one = replace(plan, transfers=(plan.transfers[k],))
+        assert reasons(problem, one) == {"missing_copy"}
+
+
+def test_a_stale_copy_must_not_come_back() -> None:
+    problem, plan = spilled()
+    stays = (
+        Placement(0, "sram", 0, 0, 2),
+        Placement(0, "dram", 0, 1, 2),
+        Placement(0, "sram", 0, 2, 3),
+        *plan.placements[3:],
+    )
+    plan = replace(plan, placements=stays)
+    assert check(problem, plan) == ()
+    writes = replace(problem.steps[1], writes=(0, 2))
+    problem = replace(problem, steps=(problem.steps[0], writes, problem.steps[2]))
+    assert reasons(problem, replace(plan, problem=problem.digest)) == {"stale_copy"}
+
+
+def test_a_use_while_away_is_found() -> None:
+    problem, plan = spilled()
+    reads = replace(problem.steps[1], reads=(0, 1))
+    problem = replace(problem, steps=(problem.steps[0], reads, problem.steps[2]))
+    assert reasons(problem, replace(plan, problem=problem.digest)) == {"use_after_eviction"}
+
+
+def bound(subject: str, value: int, low: int, kind: str, *witness: int) -> Certificate:
+    status = "optimal" if value == low else "feasible"
+    return Certificate(subject, value, low, kind, status, "hand", witness=witness)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "valid"),
+    [
+        (bound("schedule:sram", 48, 48, "closure", 1), True),
+        (bound("schedule:sram", 48, 32, "closure", 0), True),
+        (bound("schedule:sram", 48, 33, "closure", 0), False),
+        (bound("schedule:sram", 48, 32, "working_set", 1), True),
+        (bound("schedule:sram", 48, 48, "working_set", 1), False),
+        (bound("schedule:sram", 48, 16, "boundary"), True),
+        (bound("schedule:sram", 48, 16, "boundary", 0), False),
+        (bound("schedule:sram", 48, 48, "live", 1), False),
+        (bound("schedule:sram", 48, 48, "exhaustive"), True),
+        (bound("allocate:sram", 48, 48, "live", 1), True),
+        (bound("allocate:sram", 48, 32, "live", 0), True),
+        (bound("allocate:sram", 48, 48, "live", 0), False),
+        (bound("allocate:sram", 48, 48, "live", 3), False),
+        (bound("allocate:sram", 48, 48, "live"), False),
+        (bound("allocate:sram", 48, 0, "fixed"), True),
+        (bound("allocate:flash", 0, 0, "live", 2), True),
+        (bound("place:sram", 48, 48, "live", 1), False),
+    ],
+)
+def test_bounds_are_replayed(certificate: Certificate, valid: bool) -> None:
+    found = reasons(*chain(certificates=(certificate,)))
+    assert found == (set() if valid else {"bound"})
+
+
+def test_bounds_over_orders_do_not_hold_for_plans_that_move_buffers() -> None:
+    for kind, witness in (("closure", (1,)), ("boundary", ())):
+        certificate = bound("schedule:sram", 32, 32 if kind == "closure" else 16, kind, *witness)
+        assert reasons(*spilled(certificates=(certificate,))) == {"bound"}
+    assert check(*spilled(certificates=(bound("schedule:sram", 32, 32, "working_set", 1),))) == ()
+
+
+@given(graphs())
+@settings(max_examples=80, deadline=None)
+def test_the_two_minimum_cuts_agree(problem: Problem) -> None:
+    instance = from_problem(problem, "arena")
+    home = frozenset(i for i, b in enumerate(problem.buffers) if b.regions[0] == "arena")
+    for step in range(instance.count):
+        assert module._closure(problem, step, home) == closure(instance, step)[0]
+
+
+@given(graphs(max_steps=8, max_buffers=10))
+@settings(max_examples=60, deadline=None)
+def test_solved_graphs_pass(problem: Problem) -> None:
+    assert check(problem, solve(problem, limit_s=2)) == ()
+
+
+@given(rectangles())
+@settings(max_examples=60, deadline=None)
+def test_solved_rectangles_pass_and_survive_the_file(problem: Problem) -> None:
+    file = PlanFile(problem, solve(problem, limit_s=2))
+    document, again = parse_plan(print_plan(file))
+    assert again == file and check_file(document, again) == ()
+
+
+def test_lifetimes_beyond_memory_are_no_obstacle() -> None:
+    far = 10**17
+    problem = Problem("t", (Region("r"),), (Buffer("a", 4, ("r",), lifetime=(far, far + 5)),))
+    assert check(problem, solve(problem, limit_s=1)) == ()

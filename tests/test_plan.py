@@ -1,0 +1,157 @@
+"""The data classes of problems and plans: lifetimes, digests, gaps and the plan file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+
+from mplan.ir.plan import (
+    Buffer,
+    Certificate,
+    Placement,
+    Plan,
+    PlanFile,
+    Problem,
+    Region,
+    Step,
+    Transfer,
+    content_digest,
+)
+from tests.problems import graphs, live_bytes
+
+PROBLEM = Problem(
+    "p",
+    (Region("a", 64, 4), Region("host", addressable=False)),
+    (Buffer("x", 8, ("a",), 4, "input", True), Buffer("y", 4, ("a",), live_out=True)),
+    (Step("f", (0,), (1,)), Step("g", (1,), (1,), (0,))),
+)
+
+
+def certificate(value: int, bound: int) -> Certificate:
+    status = "optimal" if value == bound else "feasible"
+    return Certificate("allocate:a", value, bound, "live", status, "s", witness=(0,))
+
+
+def test_lifetimes_by_hand() -> None:
+    assert PROBLEM.lifetimes((0, 1)) == ((0, 1), (0, 2))
+    untouched = (
+        Buffer("in", 1, ("a",), live_in=True),
+        Buffer("out", 1, ("a",), live_out=True),
+        Buffer("none", 1, ("a",)),
+    )
+    problem = replace(PROBLEM, buffers=(*PROBLEM.buffers, *untouched))
+    assert problem.lifetimes((0, 1))[2:] == ((0, 1), (0, 2), (0, 0))
+
+
+@given(graphs())
+@settings(max_examples=60, deadline=None)
+def test_lifetimes_agree_with_the_definition_of_live(problem: Problem) -> None:
+    order = tuple(range(len(problem.steps)))
+    spans = problem.lifetimes(order)
+    for region in problem.regions:
+        levels = [
+            sum(
+                b.size_bytes
+                for b, (start, end) in zip(problem.buffers, spans, strict=True)
+                if b.regions[0] == region.name and start <= p < end
+            )
+            for p in order
+        ]
+        assert levels == live_bytes(problem, order, region.name)
+
+
+def test_horizon_and_region() -> None:
+    assert PROBLEM.horizon == 2
+    fixed = Problem("q", (Region("a"),), (Buffer("x", 1, ("a",), lifetime=(3, 9)),))
+    assert fixed.horizon == 9 and fixed.lifetimes(()) == ((3, 9),)
+    assert replace(fixed, buffers=()).horizon == 0
+    assert PROBLEM.region("host").addressable is False
+    with pytest.raises(KeyError):
+        PROBLEM.region("nowhere")
+
+
+def test_the_problem_digest_follows_content_and_not_names() -> None:
+    digest = PROBLEM.digest
+    x, y = PROBLEM.buffers
+    f, g = PROBLEM.steps
+    same = (
+        replace(PROBLEM, name="other"),
+        replace(PROBLEM, buffers=(replace(x, name="z", shape="(8,)", dtype="i8", where="m.py:1"), y)),
+        replace(PROBLEM, steps=(replace(f, name="h", kind="conv", where="m.py:2"), g)),
+    )
+    assert {p.digest for p in same} == {digest}
+    arena, host = PROBLEM.regions
+    different = [
+        replace(PROBLEM, regions=(replace(arena, capacity_bytes=65), host)),
+        replace(PROBLEM, regions=(replace(arena, alignment=8), host)),
+        replace(PROBLEM, regions=(replace(arena, name="b"), host)),
+        replace(PROBLEM, regions=(arena, replace(host, addressable=True))),
+        *(
+            replace(PROBLEM, buffers=(replace(x, **change), y))
+            for change in (
+                {"size_bytes": 9},
+                {"regions": ("host",)},
+                {"alignment": 8},
+                {"live_in": False},
+                {"live_out": True},
+                {"offset": 0},
+                {"lifetime": (0, 1)},
+            )
+        ),
+        *(
+            replace(PROBLEM, steps=(f, replace(g, **change)))
+            for change in ({"reads": (0,)}, {"writes": (0,)}, {"after": ()})
+        ),
+    ]
+    assert len({p.digest for p in different} | {digest}) == len(different) + 1
+
+
+def test_the_plan_digest_follows_everything_but_running_times() -> None:
+    plan = Plan(
+        PROBLEM.digest,
+        (0, 1),
+        (Placement(0, "a", 0, 0, 1), Placement(1, "a", 8, 0, 2)),
+        (Transfer(1, 0, "a", "host"),),
+        (("a", 12),),
+        (certificate(12, 12),),
+    )
+    timed = replace(plan, certificates=(replace(plan.certificates[0], seconds=9.0),))
+    assert timed.digest == plan.digest
+    changed = [
+        replace(plan, order=(1, 0)),
+        replace(plan, placements=plan.placements[:1]),
+        replace(plan, transfers=()),
+        replace(plan, peaks=(("a", 13),)),
+        replace(plan, certificates=(replace(plan.certificates[0], seed=1),)),
+    ]
+    assert len({p.digest for p in changed} | {plan.digest}) == len(changed) + 1
+
+
+def test_gap_and_status() -> None:
+    assert certificate(12, 12).gap == 0
+    assert certificate(12, 8).gap == 0.5
+    assert certificate(12, 0).gap == 1.0 and certificate(0, 0).gap == 0.0
+    plan = Plan("", (), (), peaks=(("a", 3),))
+    assert plan.status == "feasible" and plan.gap == 0.0
+    assert plan.peak_bytes("a") == 3 and plan.peak_bytes("b") == 0
+    worst = replace(plan, certificates=(certificate(4, 4), certificate(4, 2)))
+    assert worst.status == "feasible" and worst.gap == 1.0
+    assert worst.certificate("allocate:a") == certificate(4, 4)
+    assert worst.certificate("schedule:a") is None
+    assert replace(plan, certificates=(certificate(4, 4),)).status == "optimal"
+    impossible = replace(certificate(4, 4), status="infeasible")
+    assert replace(worst, certificates=(*worst.certificates, impossible)).status == "infeasible"
+
+
+def test_the_content_digest_seals_every_field() -> None:
+    file = PlanFile(PROBLEM, Plan(PROBLEM.digest, (0, 1), ()), "mplan", "m.py", "cpu")
+    document = file.to_json()
+    assert content_digest(document) == document["content_digest"]
+    assert document["problem_digest"] == PROBLEM.digest
+    assert document["plan_digest"] == file.plan.digest
+    for key in ("producer", "model", "target", "schema_version"):
+        assert content_digest({**document, key: "changed"}) != document["content_digest"]
+    assert json.loads(json.dumps(document)) == document

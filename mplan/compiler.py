@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from mplan.diagnostics import UnsupportedError, UserError
 from mplan.files import read_text
+from mplan.ir.graph import Graph
+from mplan.ir.ops import graph_macs
 from mplan.ir.plan import PlanFile, Problem, Region
-from mplan.ir.types import bounded
 from mplan.options import Options
 from mplan.pipeline import PRODUCER, Instrument, Planned, plan_graph
 from mplan.report import Report
@@ -60,13 +61,14 @@ def plan(
             from mplan.ir.parser import parse
 
             graph = parse(read_text(path), str(path))
-            return _finish(plan_graph(graph, {}, options, instruments=instruments), str(path), 0.0)
+            planned = plan_graph(graph, {}, options, instruments=instruments)
+            return _finish(planned, graph, str(path), 0.0)
     started = time.monotonic()
     captured = capture_for(model, args, kwargs, options)
     capture_s = time.monotonic() - started
     planned = plan_graph(captured.graph, captured.constants, options, instruments=instruments)
     name = str(model) if isinstance(model, (str, Path)) else captured.graph.name
-    return replace(_finish(planned, name, capture_s), captured=captured)
+    return replace(_finish(planned, captured.graph, name, capture_s), captured=captured)
 
 
 def plan_problem(problem: Problem, options: Options, name: str = "") -> Result:
@@ -100,26 +102,19 @@ def capture_for(
     return capture.capture(model, tuple(args), dict(kwargs or {}), decompose=decompose)
 
 
-def _finish(planned: Planned, name: str, capture_s: float) -> Result:
+def _finish(planned: Planned, captured: Graph, name: str, capture_s: float) -> Result:
     file = planned.file(name)
+    macs, before = graph_macs(planned.graph), graph_macs(captured)
     report = Report.of(
         file,
         baseline_peak_bytes=planned.baseline_peak_bytes,
-        macs=count_macs(planned),
+        macs=macs,
+        mac_factor=macs / before if before else 1.0,
         seconds={"capture": capture_s, "plan": planned.seconds, "codegen": 0.0},
         flash_bytes=_weights_bytes(planned),
         warnings=planned.notes,
     )
     return Result(file, report, planned)
-
-
-def count_macs(planned: Planned) -> int:
-    """Multiply-accumulates of one run at the upper bound of every size."""
-    from mplan.ir.ops import macs
-
-    table = planned.graph.symbol_table
-    types = {v.name: bounded(v.type, table) for v in planned.graph.values}
-    return sum(macs(op, types) for op in planned.graph.ops)
 
 
 def _weights_bytes(planned: Planned) -> int | None:

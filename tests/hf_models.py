@@ -49,9 +49,7 @@ def build(name: str) -> nn.Module:
         "mistral": lambda: hf.MistralConfig(**grouped, sliding_window=4),
         "gemma2": lambda: hf.Gemma2Config(**grouped, sliding_window=4),
         "bert": lambda: hf.BertConfig(**COMMON),
-        "t5": lambda: hf.T5Config(
-            vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4
-        ),
+        "t5": lambda: hf.T5Config(vocab_size=50, **t5),
         "qwen3": lambda: hf.Qwen3Config(**grouped),
         "opt": lambda: hf.OPTConfig(**wide, **opt),
         "bloom": lambda: hf.BloomConfig(**width, n_layer=2, n_head=4),

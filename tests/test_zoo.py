@@ -118,7 +118,7 @@ def test_plan_holds_and_beats_the_captured_order(name: str, training: bool) -> N
     schedule = plan.plan.certificate("schedule:dram")
     assert schedule is not None
     assert schedule.value_bytes <= plan.baseline_peak_bytes
-    assert arena.gap <= 0.01
+    assert arena.gap <= 0.1
 
 
 @every_graph

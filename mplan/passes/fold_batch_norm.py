@@ -100,8 +100,8 @@ class _Folding:
         """Whether nobody else sees the layer's result, nor the norm's statistics."""
         unused = all(v is None or v.name not in self.uses for v in norm.results[1:])
         plain = not any(key in ("alpha", "beta") for key, _ in layer.args)
-        whole = layer.result.type == norm.result.type and layer.result.alias is None
-        return unused and plain and whole and self.uses[layer.result.name] == 1
+        same = layer.result.type == norm.result.type
+        return unused and plain and same and self.uses[layer.result.name] == 1
 
     def _weight(self, layer: Op) -> tuple[str, Op | None]:
         """The layer's weight, and the transpose between both if there is one."""

@@ -86,7 +86,7 @@ def _option(cls: type[Pass], text: str) -> tuple[str, Any]:
 
 
 def _parse_option(cls: type[Pass], option: Field[Any], text: str) -> Any:
-    kind = type(option.default)
+    kind: Any = type(option.default)
     try:
         if kind is bool:
             return {"true": True, "false": False}[text]

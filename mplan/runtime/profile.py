@@ -150,7 +150,8 @@ def _phased(tape: heap.Tape, owners: Mapping[int, int], results: int) -> Pattern
         released = not born
         phase_at.append(phase)
     births = [0] * results
-    requests, scratch = [], []
+    requests: list[Request] = []
+    scratch: list[Scratch] = []
     for a in tape.allocations:
         owner = owners.get(a.index)
         requests.append(Request(a.size_bytes, owner, len(scratch)))

@@ -20,6 +20,47 @@ from mplan.codegen.c.tensors import Body, Code, Function, Tensor, each
 _UNROLLED_TAPS = 7
 
 
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What of a convolution is constant in its kernel."""
+
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
+
+    @property
+    def tag(self) -> str:
+        """A suffix for names: ``3x3s2p1`` is a 3×3 kernel with stride 2 and padding 1."""
+        pairs = (
+            ("s", self.stride_h, self.stride_w, 1),
+            ("p", self.pad_h, self.pad_w, 0),
+            ("d", self.dilation_h, self.dilation_w, 1),
+        )
+        found = [
+            f"{key}{h}" if h == w else f"{key}{h}x{w}"
+            for key, h, w, usual in pairs
+            if (h, w) != (usual, usual)
+        ]
+        return f"{self.kernel_h}x{self.kernel_w}{''.join(found)}"
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether an output depends on the input at its place only."""
+        return self.tag == "1x1"
+
+    def inner(self, in_w: int, out_w: int) -> tuple[int, int]:
+        """The columns of the output whose taps all lie inside the input."""
+        reach = (self.kernel_w - 1) * self.dilation_w
+        start = min(-(-self.pad_w // self.stride_w), out_w)
+        end = min((in_w - 1 - reach + self.pad_w) // self.stride_w + 1, out_w)
+        return start, max(start, end)
+
+
 @kernel("aten.convolution.default", "aten.conv1d.default", "aten.conv2d.default")
 def convolution(site: Site) -> Code:
     """A convolution with groups, or a transposed one."""
@@ -35,11 +76,8 @@ def convolution(site: Site) -> Code:
         x, w, y = (t.unflatten(2, (1, t.shape[2])) for t in (x, w, y))
         ahead = {"stride": 1, "padding": 0, "dilation": 1}
         lists = {name: (ahead[name], *values) for name, values in lists.items()}
-    geometry = {
-        **dict(zip(("stride_h", "stride_w"), lists["stride"], strict=True)),
-        **dict(zip(("pad_h", "pad_w"), lists["padding"], strict=True)),
-        **dict(zip(("dilation_h", "dilation_w"), lists["dilation"], strict=True)),
-    }
+    kernel_h, kernel_w = w.shape[2:]
+    geometry = Geometry(kernel_h, kernel_w, *lists["stride"], *lists["padding"], *lists["dilation"])
     groups = site.integer("groups")
     if site.arg("transposed"):
         return _transposed(_Groups.of(x, w, bias, y, groups, transposed=True), geometry)
@@ -71,65 +109,71 @@ class _Groups:
         return each([self.y, self.x, self.w, self.bias], 3, body)
 
 
-def _direct(groups: _Groups, geometry: dict[str, int]) -> Code:
+def _direct(groups: _Groups, geometry: Geometry) -> Code:
     x, y = groups.x.merge(3), groups.y.merge(3)
-    simple = {"stride_h": 1, "stride_w": 1, "pad_h": 0, "pad_w": 0}
-    if x and y and groups.w.shape[4:] == (1, 1) and geometry.items() >= simple.items():
+    if x and y and geometry.is_pointwise:
         matrix = groups.w.select(5).select(4)
         column = groups.bias and groups.bias.unflatten(2, (y.shape[2], 1))
         return product(matrix, x, y, column)
     return groups.each(partial(_blocked, geometry=geometry))
 
 
-def _blocked(y: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, geometry: dict[str, int]) -> Code:
-    kernel_w, stride = w.shape[3], geometry["stride_w"]
-    start, end = _inner(x.shape[2], y.shape[2], kernel_w, geometry)
-    fields = {**_fields(y, x, w), **geometry, "inner_start": start, "inner_end": end}
-    adjacent = x.strides[2] == 1 == w.strides[3] and geometry["dilation_w"] == 1
-    taps = kernel_w if adjacent and kernel_w <= _UNROLLED_TAPS else 0
-    struct = function("conv2d_t")
-    made = _kernel(min(y.shape[0], 2), end - start, taps, stride, struct)
-    return invoke_with(made, struct, fields, x, w, bias, y)
+def _blocked(y: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry) -> Code:
+    start, end = geometry.inner(x.shape[2], y.shape[2])
+    dense = _is_dense(y, x, w)
+    fields = {**_fields(y, x, w, dense), "inner_start": start, "inner_end": end}
+    made = _kernel(y.shape[0], x.shape[0], end - start, geometry, dense)
+    return invoke_with(made, function("conv2d_t"), fields, x, w, bias, y)
 
 
-def _inner(in_w: int, out_w: int, kernel_w: int, geometry: dict[str, int]) -> tuple[int, int]:
-    """The columns of the output whose taps all lie inside the input."""
-    stride, pad = geometry["stride_w"], geometry["pad_w"]
-    reach = (kernel_w - 1) * geometry["dilation_w"]
-    start = min(-(-pad // stride), out_w)
-    end = min((in_w - 1 - reach + pad) // stride + 1, out_w)
-    return start, max(start, end)
+def _is_dense(y: Tensor, x: Tensor, w: Tensor) -> bool:
+    """Whether columns are adjacent and the weights of an output channel lie densely."""
+    return x.strides[2] == y.strides[2] == 1 and w.select(0).is_contiguous
 
 
-def _kernel(lanes: int, inner: int, taps: int, step: int, struct: Function) -> Function:
+def _kernel(channels: int, depth: int, inner: int, geometry: Geometry, dense: bool) -> Function:
+    """The kernel for ``channels`` outputs, ``depth`` inputs and rows of ``inner`` columns."""
+    lanes = min(channels, 2)
     pixels = next(n for n in (4, 2, 1) if n <= max(inner, 1))
-    shape = f"k{taps}s{step}" if taps else "any"
+    tag = geometry.tag + ("" if dense else "_strided")
+    view = {"g": geometry, "dense": dense}
+    edge = function(f"conv2d_edge_{tag}", "conv2d_edge", (function("conv2d_t"),), deep=True, **view)
     return function(
-        f"conv2d_{lanes}x{pixels}_{shape}",
+        f"{'conv2d' if depth > 1 else 'depthwise2d'}_{lanes}x{pixels}_{tag}",
         "conv2d",
-        (function("conv2d_pixel", needs=(struct,)),),
+        (edge,),
+        edge=edge.name,
+        deep=depth > 1,
         lanes=range(lanes),
         pixels=range(pixels),
-        taps=range(taps),
-        step=step,
+        taps=range(geometry.kernel_w),
+        unrolled=dense and geometry.dilation_w == 1 and geometry.kernel_w <= _UNROLLED_TAPS,
+        **view,
     )
 
 
-def _transposed(groups: _Groups, geometry: dict[str, int]) -> Code:
+def _transposed(groups: _Groups, geometry: Geometry) -> Code:
     def body(y: Tensor, x: Tensor, w: Tensor, bias: Tensor | None) -> Code:
-        struct = function("conv2d_t")
-        made = function("conv_transpose2d", needs=(struct,))
-        return invoke_with(made, struct, {**_fields(y, x, w), **geometry}, x, w, bias, y)
+        dense = _is_dense(y, x, w)
+        tag = geometry.tag + ("" if dense else "_strided")
+        struct, view = function("conv2d_t"), {"g": geometry, "dense": dense}
+        made = function(f"conv_transpose2d_{tag}", "conv_transpose2d", (struct,), deep=True, **view)
+        return invoke_with(made, struct, _fields(y, x, w, dense), x, w, bias, y)
 
     return groups.each(body)
 
 
-def _fields(y: Tensor, x: Tensor, w: Tensor) -> dict[str, int]:
-    return {
+def _fields(y: Tensor, x: Tensor, w: Tensor, dense: bool) -> dict[str, int]:
+    sizes = {
         **dict(zip(("in_channels", "in_h", "in_w"), x.shape, strict=True)),
         **dict(zip(("out_channels", "out_h", "out_w"), y.shape, strict=True)),
-        **dict(zip(("kernel_h", "kernel_w"), w.shape[2:], strict=True)),
-        **dict(zip(("x_channel", "x_row", "x_column"), x.strides, strict=True)),
-        **dict(zip(("y_channel", "y_row", "y_column"), y.strides, strict=True)),
-        **dict(zip(("w_out", "w_in", "w_row", "w_column"), w.strides, strict=True)),
+        **{"x_channel": x.strides[0], "x_row": x.strides[1]},
+        **{"y_channel": y.strides[0], "y_row": y.strides[1], "w_out": w.strides[0]},
+    }
+    if dense:  # the kernel knows the others
+        return sizes
+    return {
+        **sizes,
+        **{"x_column": x.strides[2], "y_column": y.strides[2]},
+        **dict(zip(("w_in", "w_row", "w_column"), w.strides[1:], strict=True)),
     }

@@ -54,12 +54,14 @@ def _variant(a: Tensor, b: Tensor, m: int, n: int, struct: Function) -> Function
     """The kernel for these sizes, with unit strides as constants."""
     if n < _COLUMNS:
         return function("gemm_small", needs=(struct,))
-    base = "gemv" if m == 1 else "gemm"
     strides = {"a_column": a.strides[1], "b_row": b.strides[0], "b_column": b.strides[1]}
     text = {key: "1" if stride == 1 else f"p->{key}" for key, stride in strides.items()}
-    name = base + "_" + "".join("1" if stride == 1 else "s" for stride in strides.values())
+    pattern = "".join("1" if stride == 1 else "s" for stride in strides.values())
     store = function("gemm_store", needs=(struct,))
-    return function(name, base, needs=(store,), **text)
+    if m == 1:
+        return function(f"gemv_{pattern}", "gemv", (store,), **text)
+    rows = 2 if m < 4 else 4
+    return function(f"gemm_{rows}x4_{pattern}", "gemm", (store,), rows=range(rows), **text)
 
 
 @kernel("aten.mm.default", "aten.bmm.default")

@@ -185,22 +185,30 @@ def test_batch_norm_folds_into(name: str, decompose: bool) -> None:
     assert ctx.notes == ["folded 1 batch norms into the layers before them"]
 
 
-def test_layers_that_share_a_weight_fold_apart() -> None:
-    class Shared(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 1)
-            self.norms = randomised(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+class Shared(nn.Module):
+    """One layer at three places, two of them before norms of their own."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            a, b = self.norms
-            return self.conv(b(self.conv(a(self.conv(x)))))
+    def __init__(self, layer: nn.Module, a: nn.Module, b: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.norms = layer, randomised(a, b)
 
-    module = Shared().eval()
-    c = capture(module, (torch.randn(1, 3, 4, 4),))
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.norms
+        return self.layer(b(self.layer(a(self.layer(x)))))
+
+
+@pytest.mark.parametrize("pipeline", ["fold_batch_norm", "canonicalize,fold_batch_norm"])
+@pytest.mark.parametrize("linear", [False, True], ids=["conv", "linear"])
+def test_layers_that_share_a_weight_fold_apart(linear: bool, pipeline: str) -> None:
+    if linear:
+        module = Shared(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)).eval()
+    else:
+        module = Shared(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)).eval()
+    c = capture(module, (torch.randn(2, 3) if linear else torch.randn(1, 3, 4, 4),))
     ctx = context(c.constants)
-    folded = transform(c.graph, "fold_batch_norm", ctx)
-    assert [i.source for i in folded.inputs if i.role == "param"] == ["conv.weight", "conv.bias"]
+    folded = transform(c.graph, pipeline, ctx)
+    kept = [i.source for i in folded.inputs if i.role == "param" and "layer" in i.source]
+    assert kept == ["layer.weight", "layer.bias"]
     (got,), want = outputs_of(folded, ctx, c), module(c.example_inputs[0])
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 

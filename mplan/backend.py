@@ -135,13 +135,13 @@ def mplan(
     """Compile a Dynamo graph.
 
     ``options``: ``target``, ``budget``, ``solver``, ``limit``, ``seed``, ``pipeline``, ``dump``;
-    unknown keys raise UserError MP403 with a suggestion. There are no modes.
+    unknown keys raise UserError MP422 with a suggestion. There are no modes.
     """
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.partitioners import default_partition
 
     if mode not in (None, "default"):
-        raise UserError("MP403", f"mplan has no mode {mode!r}", help="use options={…}")
+        raise UserError("MP422", f"mplan has no mode {mode!r}", help="use options={…}")
     parsed = Options.parse(options or {})
     compiler = aot_autograd(
         fw_compiler=_compiler("forward", parsed),

@@ -276,7 +276,7 @@ def viz(
         "trace": lambda: json.dumps(pictures.chrome_trace(file)),
     }
     if chosen not in makers:
-        raise UserError("MP405", f"unknown format {chosen!r}", help=f"formats: {', '.join(makers)}")
+        raise UserError("MP424", f"unknown format {chosen!r}", help=f"formats: {', '.join(makers)}")
     made = makers[chosen]()
     if chosen == "text" and output is None:
         print(made)

@@ -239,7 +239,7 @@ CODES: dict[str, Code] = {
     ),
     "MP306": Code(
         "no such model file",
-        "The model is given as `model.py`, `model.py:function` or `model.pt2`; the file does not exist.",
+        "The model is given as `model.py`, `model.py:function` or `model.pt2`; no such file exists.",
     ),
     "MP307": Code(
         "the model file raises an error",
@@ -316,6 +316,48 @@ CODES: dict[str, Code] = {
         "The target's file lacks the part of [toolchain] that this compiler or emulator needs, or "
         "the emulator has no model of its core.",
     ),
+    "MP420": Code(
+        "unknown pass",
+        "The text of a pipeline names a pass that does not exist. `mplan opt` and the option "
+        "`pipeline` take passes by name, separated by commas: canonicalize,inplace,schedule,allocate.",
+    ),
+    "MP421": Code(
+        "bad option of a pass",
+        "Options stand in braces behind the pass: allocate{solver=exact,limit_s=30}. The message says "
+        "which option or brace is wrong, the help line which options the pass has.",
+    ),
+    "MP422": Code(
+        "unknown option",
+        "torch.compile(…, options={…}) and mplan.plan(…) take the options target, budget, solver, "
+        "limit, seed, pipeline and dump. The help line names the nearest one.",
+    ),
+    "MP423": Code(
+        "bad value of an option",
+        "The option exists, but its value is not of the form it needs: bytes as 65536, 64KiB or 1.5MB, "
+        "a positive number of seconds, the name of a solver.",
+    ),
+    "MP424": Code(
+        "unknown picture format",
+        "`mplan viz` writes html, svg, text, snapshot (PyTorch's memory_viz) and trace (Chrome).",
+    ),
+    "MP425": Code(
+        "not a compiled folder",
+        "`mplan run` needs a folder that `mplan compile` wrote: its manifest mplan.json or its golden "
+        "data is missing or damaged. Compile the model again.",
+    ),
+    "MP426": Code(
+        "inputs do not fit the network",
+        "The number or the shape of the given inputs differs from what the compiled network takes.",
+    ),
+    "MP427": Code(
+        "no C code for this target",
+        "`mplan compile` writes C for microcontrollers. CPUs and GPUs run models through "
+        'torch.compile(model, backend="mplan").',
+    ),
+    "MP428": Code(
+        "example inputs are missing",
+        "A module can be captured only with example inputs: mplan.plan(model, (tensor, …)).",
+    ),
     "MP490": Code(
         "a file cannot be read",
         "The file does not exist, may not be read, or is not UTF-8 text.",
@@ -353,6 +395,11 @@ CODES: dict[str, Code] = {
         "There is no template for the build system that was asked for; the message lists those that "
         "exist.",
     ),
+    "MP530": Code(
+        "the emulator's outputs differ from PyTorch's",
+        "The compiled code ran, but an output is further from PyTorch's than float32 rounding explains "
+        "(1e-4 · (1 + |expected|)). Please report it with the model.",
+    ),
     "MP540": Code(
         "the image does not fit",
         "The linked program needs more of a memory than the part has. The message says by how much, "
@@ -384,6 +431,10 @@ CODES: dict[str, Code] = {
         "unsupported semihosting request",
         "The program asked the host for something other than what mplan_host.h offers.",
     ),
+    "MP547": Code(
+        "the compiled network did not finish",
+        "The program ended with another exit code than 0, or gave fewer bytes than its outputs have.",
+    ),
     "MP560": Code(
         "no planned CPU heap on this platform",
         "The CPU heap stands in front of PyTorch's allocator and has to know its C++ ABI; it does so "
@@ -410,5 +461,13 @@ CODES: dict[str, Code] = {
         "no memory for an arena",
         "The system refused to map the arena. Lower the budget, or raise the limit on address space "
         "(ulimit -v) or on committed memory (vm.overcommit_memory).",
+    ),
+    "MP598": Code(
+        "a size has no value when the program runs",
+        "A bug in mplan: no input of the graph shows the value of a symbol. Please report it.",
+    ),
+    "MP999": Code(
+        "internal error",
+        "A bug in mplan: an error that nobody foresaw. Please report the command and the model.",
     ),
 }

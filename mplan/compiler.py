@@ -98,7 +98,7 @@ def capture_for(
     if not hasattr(model, "named_parameters"):
         return capture.capture_exported(model, decompose=decompose)
     if args is None:
-        raise UserError("MP301", "example inputs are missing", help="pass args=(tensor, …)")
+        raise UserError("MP428", "example inputs are missing", help="pass args=(tensor, …)")
     return capture.capture(model, tuple(args), dict(kwargs or {}), decompose=decompose)
 
 
@@ -168,7 +168,7 @@ def compile_model(
     options = options or Options.parse(given)
     if load_target(options.target).family != "mcu":
         raise UnsupportedError(
-            "MP410",
+            "MP427",
             f"compile writes C for microcontrollers; {options.target} is not one",
             help='use torch.compile(model, backend="mplan") on a CPU or GPU, or see `mplan targets`',
         )

@@ -37,7 +37,7 @@ class Options:
     def parse(cls, given: Mapping[str, Any]) -> Options:
         """Options from loose values (``{"budget": "64KiB"}``).
 
-        UserError MP403 for an unknown key (with a suggestion), MP404 for a bad value.
+        UserError MP422 for an unknown key (with a suggestion), MP423 for a bad value.
         """
         known = {f.name for f in fields(cls)}
         for key in given:
@@ -47,20 +47,20 @@ class Options:
 
 
 def parse_bytes(text: str | int) -> int:
-    """``65536``, ``"64KiB"``, ``"64 K"`` (binary), ``"1.5MB"`` (decimal) → bytes; UserError MP404."""
+    """``65536``, ``"64KiB"``, ``"64 K"`` (binary), ``"1.5MB"`` (decimal) → bytes; UserError MP423."""
     if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
         return text
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     if not match or match[2].upper() not in _UNITS:
         hint = "write bytes as 65536, 64KiB, 1.5MB or 2GiB"
-        raise UserError("MP404", f"{text!r} is not a number of bytes", help=hint)
+        raise UserError("MP423", f"{text!r} is not a number of bytes", help=hint)
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def _unknown_key(key: str, known: list[str]) -> UserError:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return UserError("MP403", f"unknown option {key!r}", help=f"{hint}options: {', '.join(known)}")
+    return UserError("MP422", f"unknown option {key!r}", help=f"{hint}options: {', '.join(known)}")
 
 
 def _convert(key: str, value: Any) -> Any:
@@ -72,11 +72,11 @@ def _convert(key: str, value: Any) -> Any:
         if key == "seed":
             return int(value)
     except (TypeError, ValueError):
-        raise UserError("MP404", f"option {key}={value!r} is not a valid number") from None
+        raise UserError("MP423", f"option {key}={value!r} is not a valid number") from None
     if key == "solver" and value not in SOLVERS:
-        raise UserError("MP404", f"unknown solver {value!r}", help=f"solvers: {', '.join(SOLVERS)}")
+        raise UserError("MP423", f"unknown solver {value!r}", help=f"solvers: {', '.join(SOLVERS)}")
     if not isinstance(value, (str, Path)):
-        raise UserError("MP404", f"option {key}={value!r} is not a text")
+        raise UserError("MP423", f"option {key}={value!r} is not a text")
     return str(value)
 
 

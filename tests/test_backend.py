@@ -192,7 +192,7 @@ def test_unknown_options_are_refused_with_a_suggestion() -> None:
         fast(torch.randn(2, 64))
     cause = info.value if isinstance(info.value, MplanError) else info.value.__cause__
     text = str(info.value) + str(cause)
-    assert "MP403" in text
+    assert "MP422" in text
 
 
 def test_a_budget_that_cannot_hold_names_both_numbers() -> None:

@@ -198,10 +198,10 @@ def test_targets_and_doctor() -> None:
         (("plan", "absent.csv"), 2, ("MP490", "absent.csv")),
         (("check", "absent.json"), 2, ("MP490",)),
         (("plan", "absent.py", "-t", "stm32f747"), 2, ("stm32f746",)),
-        (("plan", "x.csv", "--budget", "12 parsecs"), 2, ("MP404", "64KiB")),
-        (("plan", "x.csv", "--solver", "magic"), 2, ("MP404", "greedy")),
+        (("plan", "x.csv", "--budget", "12 parsecs"), 2, ("MP423", "64KiB")),
+        (("plan", "x.csv", "--solver", "magic"), 2, ("MP423", "greedy")),
         (("explain", "absent.py"), 2, ("MP306",)),
-        (("run", "absent"), 2, ("MP408",)),
+        (("run", "absent"), 2, ("MP425",)),
         (("nonsense",), 2, ()),
     ],
 )

@@ -231,8 +231,7 @@ class GraphReader:
             return self._mutation(node, args, written[0], loc)
         operands = [a for _, arg in bound_args(target, node) for a in _nodes(arg)]
         results: list[Value | None] = []
-        single = len(target._schema.returns) == 1
-        found = self._results(node.name, value, operands, results, nested=not single)
+        found = self._results(node.name, _masked(value, args), operands, results)
         self.ops.append(Op(_kind(target), args, tuple(results), loc))
         return found
 
@@ -242,13 +241,11 @@ class GraphReader:
         value: Any,
         operands: list[Node],
         results: list[Value | None],
-        nested: bool,
     ) -> Any:
         """Append the flattened results of one call; returns them in the shape of ``value``."""
         if isinstance(value, (tuple, list)):
             return tuple(
-                self._results(f"{name}_r{i}", item, operands, results, nested)
-                for i, item in enumerate(value)
+                self._results(f"{name}_r{i}", item, operands, results) for i, item in enumerate(value)
             )
         import torch
 
@@ -257,21 +254,24 @@ class GraphReader:
             if isinstance(value, torch.SymInt):
                 return self.sizes.dim(value)
             return value if value is None or isinstance(value, int) else Unreadable("a result")
-        result = Value(self._fresh(name), self._type(value), self._alias(value, operands))
+        siblings = {v.name for v in results if v is not None}
+        alias = self._alias(value, operands, siblings)
+        result = Value(self._fresh(name), self._type(value), alias)
         place = self._place(value)
         self._places[result.name] = place
         self._owners.setdefault(place.storage, result.name)
         results.append(result)
         return Ref(result.name)
 
-    def _alias(self, value: Any, operands: list[Node]) -> Alias | None:
+    def _alias(self, value: Any, operands: list[Node], siblings: set[str]) -> Alias | None:
+        """Whose bytes a result shares: an operand's if possible, but not another result's."""
         place = self._place(value)
         for node in operands:
             ref = self.env.get(node)
             if isinstance(ref, Ref) and self._places[ref.name].storage == place.storage:
                 return self._alias_of(ref.name, place)
         owner = self._owners.get(place.storage)
-        return self._alias_of(owner, place) if owner else None
+        return self._alias_of(owner, place) if owner and owner not in siblings else None
 
     def _alias_of(self, name: str, place: _Place) -> Alias:
         distance = place.offset_bytes - self._places[name].offset_bytes
@@ -455,6 +455,14 @@ def _plain(size: Any) -> Any:
 _IGNORED = {
     "aten.native_batch_norm_backward.default": (("running_mean", "running_var"), "train", True),
 }
+
+
+def _masked(value: Any, args: tuple[tuple[str, Arg], ...]) -> Any:
+    """The results that ``output_mask`` asks for; fake kernels may give the others as well."""
+    mask = dict(args).get("output_mask")
+    if not isinstance(mask, tuple) or not isinstance(value, (tuple, list)):
+        return value
+    return tuple(v if wanted else None for v, wanted in zip(value, mask, strict=True))
 
 
 def _without_ignored(kind: str, args: tuple[tuple[str, Arg], ...]) -> tuple[tuple[str, Arg], ...]:

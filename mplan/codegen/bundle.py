@@ -109,11 +109,11 @@ def manifest_json(manifest: Manifest) -> str:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read ``mplan.json``; UserError MP408 if the folder was not written by ``mplan compile``."""
+    """Read ``mplan.json``; UserError MP425 if the folder was not written by ``mplan compile``."""
     path = folder / MANIFEST
     hint = "give a folder that `mplan compile` wrote"
     if not path.is_file():
-        raise UserError("MP408", f"{folder} has no {MANIFEST}", Where(str(folder)), hint)
+        raise UserError("MP425", f"{folder} has no {MANIFEST}", Where(str(folder)), hint)
     try:
         data = json.loads(read_text(path))
         return Manifest(
@@ -125,7 +125,7 @@ def load_manifest(folder: Path) -> Manifest:
             }
         )
     except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise UserError("MP408", f"{path} is not a manifest: {e}", Where(str(path)), hint) from None
+        raise UserError("MP425", f"{path} is not a manifest: {e}", Where(str(path)), hint) from None
 
 
 def _load_port(data: Mapping[str, Any]) -> Port:

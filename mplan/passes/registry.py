@@ -28,7 +28,7 @@ PASSES = {
 
 
 def parse_pipeline(text: str) -> tuple[Pass, ...]:
-    """The passes that ``text`` names; UserError MP401 or MP402 for an unknown pass or bad option."""
+    """The passes that ``text`` names; UserError MP420 or MP421 for an unknown pass or bad option."""
     return tuple(_make(item) for item in _split(text) if item)
 
 
@@ -53,12 +53,12 @@ def _split(text: str) -> Iterator[str]:
     for i, c in enumerate(text):
         depth += {"{": 1, "}": -1}.get(c, 0)
         if depth not in (0, 1):
-            raise UserError("MP402", f"unbalanced braces in the pipeline {text!r} at column {i + 1}")
+            raise UserError("MP421", f"unbalanced braces in the pipeline {text!r} at column {i + 1}")
         if c == "," and depth == 0:
             yield text[start:i].strip()
             start = i + 1
     if depth:
-        raise UserError("MP402", f"a brace is not closed in the pipeline {text!r}")
+        raise UserError("MP421", f"a brace is not closed in the pipeline {text!r}")
     yield text[start:].strip()
 
 
@@ -67,7 +67,7 @@ def _make(item: str) -> Pass:
     if name not in PASSES:
         close = difflib.get_close_matches(name, PASSES, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"the passes are: {', '.join(PASSES)}"
-        raise UserError("MP401", f"there is no pass called {name!r}", help=hint)
+        raise UserError("MP420", f"there is no pass called {name!r}", help=hint)
     module, _, attribute = PASSES[name].partition(":")
     cls: type[Pass] = getattr(importlib.import_module(module), attribute)
     options = rest.removesuffix("}") if brace else ""
@@ -80,7 +80,7 @@ def _option(cls: type[Pass], text: str) -> tuple[str, Any]:
     if key not in table or not equals:
         known = ", ".join(table) or "none"
         raise UserError(
-            "MP402", f"pass {cls.name} has no option {key!r}", help=f"its options are: {known}"
+            "MP421", f"pass {cls.name} has no option {key!r}", help=f"its options are: {known}"
         )
     return key, _parse_option(cls, table[key], value)
 
@@ -93,7 +93,7 @@ def _parse_option(cls: type[Pass], option: Field[Any], text: str) -> Any:
         return kind(text)
     except (ValueError, KeyError):
         what = f"{cls.name}: {option.name}={text!r} is not a {kind.__name__}"
-        raise UserError("MP402", what) from None
+        raise UserError("MP421", what) from None
 
 
 def _print_option(value: object) -> str:

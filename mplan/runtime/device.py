@@ -62,7 +62,7 @@ def run_bundle(
 
     Without ``inputs`` it runs on the golden ones and compares. unicorn runs what zig compiles, QEMU
     what gcc does, unless ``toolchain`` says otherwise. Raises what ``build_firmware`` and
-    ``run_firmware`` raise, UserError MP408 and MP409 for a bad folder or bad inputs.
+    ``run_firmware`` raise, UserError MP425 and MP426 for a bad folder or bad inputs.
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
@@ -75,7 +75,7 @@ def run_bundle(
         firmware = _build(folder, manifest, Path(temporary), tools)
         result = run_firmware(firmware, target, emulator=emulator, timeout_s=timeout_s, inputs=data)
     if result.exit_code:
-        raise CheckError("MP546", f"{manifest.name} ended with exit code {result.exit_code}")
+        raise CheckError("MP547", f"{manifest.name} ended with exit code {result.exit_code}")
     outputs = _outputs(result.output, manifest, len(samples))
     error = _largest_error(outputs[0], golden_out) if inputs is None else None
     return _device_run(manifest, result, outputs, error)
@@ -128,19 +128,19 @@ def _golden(folder: Path, manifest: Manifest) -> tuple[tuple[Any, ...], tuple[An
         return inputs, tuple(tensors[f"output{i}"] for i in range(len(manifest.outputs)))
     except Exception as e:  # safetensors raises its own error type, KeyError or OSError
         message = f"the golden data {path} cannot be read: {e}"
-        raise UserError("MP408", message, Where(str(path)), "compile the model again") from None
+        raise UserError("MP425", message, Where(str(path)), "compile the model again") from None
 
 
 def _bytes(sample: Sequence[Any], expected: Sequence[Port]) -> bytes:
     import numpy as np
 
     if len(sample) != len(expected):
-        raise UserError("MP409", f"{len(sample)} inputs given, the network has {len(expected)}")
+        raise UserError("MP426", f"{len(sample)} inputs given, the network has {len(expected)}")
     parts = []
     for array, port in zip(sample, expected, strict=True):
         if tuple(array.shape) != port.shape:
             message = f"input {port.name} has the shape {list(array.shape)}, not {list(port.shape)}"
-            raise UserError("MP409", message)
+            raise UserError("MP426", message)
         dtype = DType(port.dtype).torch_name.replace("bool", "bool_")
         parts.append(np.ascontiguousarray(array, dtype=getattr(np, dtype)).tobytes())
     return b"".join(parts)
@@ -150,7 +150,7 @@ def _outputs(data: bytes, manifest: Manifest, samples: int) -> tuple[tuple[np.nd
     import numpy as np
 
     if len(data) != samples * sum(p.nbytes for p in manifest.outputs):
-        raise CheckError("MP546", f"{manifest.name} returned {len(data):,} B for {samples} samples")
+        raise CheckError("MP547", f"{manifest.name} returned {len(data):,} B for {samples} samples")
     found, position = [], 0
     for _ in range(samples):
         arrays = []

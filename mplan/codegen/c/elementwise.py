@@ -291,8 +291,6 @@ def _select(site: Site, condition: Tensor, yes: Source, no: Source) -> Code:
 @kernel(
     "aten._to_copy.default",
     "aten.clone.default",
-    "aten.contiguous.default",
-    "aten.lift_fresh_copy.default",
     "mplan.copy",
 )
 def clone(site: Site) -> Code:

@@ -14,10 +14,9 @@ from mplan.codegen.c.text import literal
 from mplan.ir.types import DType
 
 
-@kernel("aten._softmax.default", "aten.softmax.int", "aten._safe_softmax.default")
+@kernel("aten._softmax.default", "aten.softmax.int")
 def softmax(site: Site) -> Code:
     """Exponentials along a dimension, divided by their sum."""
-    site.require("safe" not in site.op.kind, "is not emitted; decompose it")
     return _rows(site, "softmax")
 
 

@@ -1,0 +1,95 @@
+"""Pipelines as text, options, instruments, and replay digests: a refactor changes no plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_runner import run_cli
+
+from mplan.diagnostics import UserError
+from mplan.ir.parser import parse
+from mplan.options import Options, parse_bytes
+from mplan.passes.registry import PASSES, parse_pipeline, print_pipeline
+from mplan.pipeline import PIPELINES, plan_graph
+
+GRAPHS = Path(__file__).parent / "data" / "replay"
+DIGESTS = GRAPHS / "digests.json"
+
+
+@pytest.mark.parametrize("text", [*PIPELINES.values(), "schedule{solver=exact,limit_s=2.5},allocate"])
+def test_pipelines_read_back(text: str) -> None:
+    passes = parse_pipeline(text)
+    assert print_pipeline(passes) == text
+    assert parse_pipeline(print_pipeline(passes)) == passes
+
+
+def test_every_registered_pass_has_its_own_name() -> None:
+    for name in PASSES:
+        (made,) = parse_pipeline(name)
+        assert made.name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "part"),
+    [
+        ("canonicalise", "MP420", "canonicalize"),
+        ("allocate{slover=exact}", "MP421", "solver"),
+        ("allocate{limit_s=soon}", "MP421", "float"),
+        ("allocate{limit_s=1", "MP421", "closed"),
+        ("allocate}", "MP421", "column"),
+    ],
+)
+def test_bad_pipelines_say_what_is_accepted(text: str, code: str, part: str) -> None:
+    with pytest.raises(UserError) as info:
+        parse_pipeline(text)
+    assert info.value.code == code
+    assert part in info.value.message + info.value.help
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [(65536, 65536), ("64KiB", 65536), ("64 K", 65536), ("1.5MB", 1_500_000), ("2GiB", 1 << 31)],
+)
+def test_bytes_are_read_in_both_systems(text: str | int, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "1e3", "5 parsecs"])
+def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="bytes"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "given", [{"limit": 0}, {"limit": "soon"}, {"seed": "x"}, {"solver": "magic"}, {"dump": 3}]
+)
+def test_bad_options_are_refused(given: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        Options.parse(given)
+
+
+def digests(path: Path) -> dict[str, str | int]:
+    """The planned figures and digest of a graph; every solver here is deterministic."""
+    options = Options(target="stm32h743", solver="greedy")
+    planned = plan_graph(parse(path.read_text(), str(path)), {}, options)
+    return {"digest": planned.plan.digest, "sram": planned.plan.peak_bytes(planned.target.arena)}
+
+
+def test_replay_gives_the_same_plans(request: pytest.FixtureRequest) -> None:
+    found = {p.stem: digests(p) for p in sorted(GRAPHS.glob("*.mpir"))}
+    assert len(found) >= 6
+    if request.config.getoption("--update-golden"):
+        DIGESTS.write_text(json.dumps(found, indent=2) + "\n")
+    assert found == json.loads(DIGESTS.read_text()), "if meant, run pytest --update-golden"
+
+
+def test_a_dump_says_which_pass_made_it(tmp_path: Path) -> None:
+    graph = next(iter(sorted(GRAPHS.glob("*.mpir"))))
+    done = run_cli("plan", graph, "-t", "stm32h743", "--dump", tmp_path / "dump")
+    assert done.code == 0, done.err
+    dumps = sorted((tmp_path / "dump").glob("*.mpir"))
+    assert [p.name[3:-5] for p in dumps] == PIPELINES["mcu"].split(",")
+    assert dumps[0].read_text().startswith("// after canonicalize (")
+    parse(dumps[-1].read_text())

@@ -1,0 +1,1 @@
+"""Triton code: readable Python modules with kernels that are generated from tiled loops."""

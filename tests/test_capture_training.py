@@ -136,3 +136,24 @@ def test_losses_that_have_no_gradient_are_refused(loss: Any, reason: str) -> Non
     with pytest.raises(UserError) as caught:
         capture_training(Model(), (torch.randn(2, 3),), loss)
     assert caught.value.code == "MP309" and reason in caught.value.message
+
+
+def test_results_that_the_mask_leaves_out_are_absent() -> None:
+    """The fake kernel yields a gradient for the input; the real one does not."""
+    module = nn.InstanceNorm2d(3, affine=True)
+    x = torch.randn(2, 3, 4, 4)
+    c = capture_training(module, (x,), lambda out: out.square().mean())
+    op = next(op for op in c.graph.ops if op.kind == "aten.native_batch_norm_backward.default")
+    assert [value is None for value in op.results] == [True, False, False]
+    _, gradients = c.unflatten(run_step(c, x))
+    module(x).square().mean().backward()
+    torch.testing.assert_close(gradients["weight"], module.weight.grad)
+
+
+def test_results_that_share_bytes_with_each_other_count_apart() -> None:
+    """The backward pass of a fused LSTM returns one tensor as two gradients."""
+    module = nn.LSTM(4, 5, batch_first=True)
+    graph = capture_training(module, (torch.randn(2, 3, 4),), lambda out: out[0].sum()).graph
+    verify(graph, deep=True)
+    op = next(op for op in graph.ops if "rnn_layer_backward" in op.kind)
+    assert all(v.alias is None for v in op.values)

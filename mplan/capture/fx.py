@@ -254,9 +254,9 @@ class GraphReader:
             if isinstance(value, torch.SymInt):
                 return self.sizes.dim(value)
             return value if value is None or isinstance(value, int) else Unreadable("a result")
+        type_ = self._type(value)
         siblings = {v.name for v in results if v is not None}
-        alias = self._alias(value, operands, siblings)
-        result = Value(self._fresh(name), self._type(value), alias)
+        result = Value(self._fresh(name), type_, self._alias(value, operands, siblings))
         place = self._place(value)
         self._places[result.name] = place
         self._owners.setdefault(place.storage, result.name)

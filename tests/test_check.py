@@ -13,6 +13,7 @@ from mplan.codes import CODES
 from mplan.ir import check as module
 from mplan.ir.check import REASONS, Violation, check, check_file
 from mplan.ir.plan import (
+    UNSEALED,
     Buffer,
     Certificate,
     Placement,
@@ -22,6 +23,7 @@ from mplan.ir.plan import (
     Region,
     Step,
     Transfer,
+    summary,
 )
 from mplan.ir.plan_json import parse_plan, print_plan
 from mplan.passes.planner import solve
@@ -37,8 +39,8 @@ def read(document: dict[str, Any]) -> PlanFile:
     """The plan file in a document, without its seals."""
     from mplan.ir.decode import decode
 
-    seals = ("schema_version", "problem_digest", "plan_digest", "content_digest")
-    return decode(PlanFile, {k: v for k, v in document.items() if k not in seals}, "$")
+    outside = ("schema_version", *UNSEALED)
+    return decode(PlanFile, {k: v for k, v in document.items() if k not in outside}, "$")
 
 
 def test_there_are_twenty_valid_plans_of_all_kinds() -> None:
@@ -62,6 +64,7 @@ def test_every_single_field_corruption_is_rejected_with_its_reason(file: PlanFil
         content = read(resealed)
         resealed["problem_digest"] = content.problem.digest
         resealed["plan_digest"] = content.plan.digest
+        resealed |= summary(content.plan)
         found = {v.reason for v in check_file(resealed, content)}
         if corruption.reasons:
             assert found & corruption.reasons, (corruption, found)
@@ -276,3 +279,10 @@ def test_lifetimes_beyond_memory_are_no_obstacle() -> None:
     far = 10**17
     problem = Problem("t", (Region("r"),), (Buffer("a", 4, ("r",), lifetime=(far, far + 5)),))
     assert check(problem, solve(problem, limit_s=1)) == ()
+
+
+@pytest.mark.parametrize("key", ["order", "offsets"])
+def test_a_summary_that_differs_from_the_plan_is_rejected(key: str) -> None:
+    document = FILES[0].to_json()
+    document[key] = {} if key == "offsets" else []
+    assert {v.reason for v in check_file(document, FILES[0])} == {"seal"}

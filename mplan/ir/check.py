@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from mplan.ir.plan import Certificate, Plan, PlanFile, Problem, content_digest
+from mplan.ir.plan import Certificate, Plan, PlanFile, Problem, content_digest, summary
 
 #: Code and name of each condition; the name is stable and is what tests and JSON use.
 REASONS = {
@@ -82,6 +82,8 @@ def check_file(document: dict[str, Any], file: PlanFile) -> tuple[Violation, ...
         found.append(Violation("digest", "the problem does not match its problem_digest"))
     if document.get("plan_digest") != file.plan.digest:
         found.append(Violation("digest", "the plan does not match its plan_digest"))
+    if any(document.get(key) != value for key, value in summary(file.plan).items()):
+        found.append(Violation("seal", "the file's order or offsets are not those of its plan"))
     return (*found, *check(file.problem, file.plan))
 
 

@@ -19,6 +19,9 @@ from typing import Any, Literal
 
 SCHEMA_VERSION = 1
 
+#: Keys of a plan file that follow from the others.
+UNSEALED = ("order", "offsets", "problem_digest", "plan_digest", "content_digest")
+
 Status = Literal["optimal", "feasible", "infeasible"]
 BufferKind = Literal["input", "weight", "intermediate", "output", "scratch"]
 
@@ -247,10 +250,14 @@ class PlanFile:
     target: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; ``content_digest`` seals every field, running times included."""
+        """A JSON object; ``content_digest`` seals every field, running times included.
+
+        ``order`` and ``offsets`` (buffer index → its first offset) say in short what the plan does.
+        """
         body = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         sealed = json.loads(json.dumps(body))
         return {
+            **summary(self.plan),
             **sealed,
             "problem_digest": self.problem.digest,
             "plan_digest": self.plan.digest,
@@ -258,10 +265,19 @@ class PlanFile:
         }
 
 
+def summary(plan: Plan) -> dict[str, Any]:
+    """The order and the offsets of ``plan`` as they stand at the head of a plan file."""
+    first = {str(p.buffer): p.offset for p in sorted(plan.placements, key=lambda p: -p.start)}
+    return {"order": list(plan.order), "offsets": dict(sorted(first.items(), key=_by_number))}
+
+
+def _by_number(item: tuple[str, int]) -> int:
+    return int(item[0])
+
+
 def content_digest(document: dict[str, Any]) -> str:
     """The seal that ``PlanFile.to_json`` would put on ``document`` (a parsed plan file)."""
-    seals = ("problem_digest", "plan_digest", "content_digest")
-    return _sha256({key: value for key, value in document.items() if key not in seals})
+    return _sha256({key: value for key, value in document.items() if key not in UNSEALED})
 
 
 def _sha256(content: object) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from mplan.diagnostics import UserError, Where
 from mplan.files import read_text, write_atomic
 from mplan.ir.decode import DecodeError, decode, parse_object
-from mplan.ir.plan import SCHEMA_VERSION, PlanFile
+from mplan.ir.plan import SCHEMA_VERSION, UNSEALED, PlanFile
 
 _SEALS = ("problem_digest", "plan_digest", "content_digest")
 
@@ -32,7 +32,8 @@ def parse_plan(text: str, file: str = "<plan>") -> tuple[dict[str, Any], PlanFil
     try:
         document = parse_object(text)
         _check_version(document, file)
-        body = {key: value for key, value in document.items() if key not in ("schema_version", *_SEALS)}
+        outside = ("schema_version", *UNSEALED)
+        body = {key: value for key, value in document.items() if key not in outside}
         for seal in _SEALS:
             decode(str, document.get(seal), f"$.{seal}")
         return document, decode(PlanFile, body, "$")

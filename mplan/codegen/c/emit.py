@@ -244,8 +244,8 @@ def _transfers(memory: Memory, plan: Plan, position: int) -> Iterator[Step]:
         source, size = memory.moved(t.buffer, t.source, position, arriving=False)
         target, _ = memory.moved(t.buffer, t.target, position, arriving=True)
         name = memory.lowered.problem.buffers[t.buffer].name
-        comment = f"/* {name}: {t.source} -> {t.target} */"
-        yield Step((_comment_safe(comment),), (f"memcpy({target}, {source}, {size});",))
+        comment = f"/* {_comment_safe(name)}: {t.source} -> {t.target} */"
+        yield Step((comment,), (f"memcpy({target}, {source}, {size});",))
 
 
 def _comment(position: int, op: Op, memory: Memory) -> Iterator[str]:

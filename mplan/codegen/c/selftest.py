@@ -23,7 +23,9 @@ def arrays(golden: Mapping[str, Any], prefix: str, tensors: Sequence[Tensor]) ->
 
     found = []
     for i, tensor in enumerate(tensors):
-        value = torch.as_tensor(golden.get(f"{prefix}{i}"))
+        if f"{prefix}{i}" not in golden:
+            raise UserError("MP504", f"the golden data has no {prefix}{i}")
+        value = torch.as_tensor(golden[f"{prefix}{i}"])
         if tuple(value.shape) != tensor.shape or str(value.dtype)[6:] != tensor.dtype.torch_name:
             shape = list(value.shape)
             raise UserError("MP504", f"{prefix}{i} of the golden data is {value.dtype} {shape}")

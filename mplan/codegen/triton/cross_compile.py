@@ -55,7 +55,11 @@ def compile_for(emitted: Emitted, target: Target | str, tiling: Tiling | None = 
         path.write_text(emitted.source, encoding="utf-8")
         kernel = getattr(load_module(path, f"mplan_{emitted.digest[:16]}"), KERNEL)
         signature, constants = _signature(kernel.arg_names, emitted.attention, tiling)
-        options = {"num_warps": tiling.warps, "num_stages": tiling.stages}
+        options = {
+            "num_warps": tiling.warps,
+            "num_stages": tiling.stages,
+            "enable_fp_fusion": True,
+        }
         found = compile_kernel(kernel, signature, constants, _is_aligned, target, options)
     compiled = _compiled(found)
     limit = target.shared_bytes

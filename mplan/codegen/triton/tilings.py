@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
-from mplan.codegen.triton.spec import SMALLEST_BLOCK, Attention, Tiling, power_of_two
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mplan.codegen.triton.spec import Attention, Tiling, power_of_two
 from mplan.diagnostics import InfeasibleError
 from mplan.targets.model import Target
 
-#: Tilings by the largest head size they are meant for (rows of half precision), best first. From
-#: compiling for sm_80, sm_90 and gfx942 without spills; which is fastest, autotuning tells.
-_HALF = {
-    64: (
-        Tiling(128, 64, 4, 3),
-        Tiling(128, 128, 8, 3),
-        Tiling(128, 64, 8, 3),
-        Tiling(64, 64, 4, 3),
-        Tiling(64, 32, 4, 3),
-    ),
-    128: (
-        Tiling(128, 64, 8, 3),
-        Tiling(128, 128, 8, 2),
-        Tiling(128, 32, 8, 3),
-        Tiling(64, 64, 4, 2),
-        Tiling(64, 32, 4, 2),
-    ),
-    256: (Tiling(128, 32, 8, 2), Tiling(64, 32, 8, 2), Tiling(64, 16, 4, 2), Tiling(32, 16, 4, 1)),
+#: Queries and keys per tile, warps, stages, and whether it is also good with a mask of all pairs.
+_Row = tuple[int, int, int, int, bool]
+_Table = Mapping[int, tuple[_Row, ...]]
+
+#: By the largest head size they are meant for. None of them spills registers (for heads of 64 and 128
+#: the tests compile all of them). The order follows block sizes published for FlashAttention-2
+#: kernels; which is fastest on a machine, autotuning tells.
+_HALF: Mapping[str, _Table] = {
+    "ampere": {
+        64: ((128, 64, 8, 3, True), (128, 128, 8, 3, False), (64, 32, 4, 3, True)),
+        128: ((128, 64, 8, 3, False), (128, 32, 8, 3, True), (64, 32, 4, 2, True)),
+        256: ((64, 32, 8, 2, True), (64, 16, 4, 2, True), (32, 16, 4, 1, True)),
+    },
+    "hopper": {
+        64: (
+            (128, 64, 4, 3, False),
+            (128, 128, 8, 3, False),
+            (128, 64, 8, 3, True),
+            (64, 64, 4, 3, True),
+        ),
+        128: (
+            (128, 64, 8, 3, True),
+            (128, 128, 8, 2, False),
+            (128, 32, 8, 3, True),
+            (64, 32, 4, 2, True),
+        ),
+        256: ((128, 32, 8, 2, False), (64, 32, 8, 2, True), (32, 16, 4, 1, True)),
+    },
+    "cdna": {
+        64: ((128, 64, 4, 2, True), (128, 32, 4, 2, True), (64, 32, 4, 2, True)),
+        128: ((128, 32, 8, 2, True), (64, 32, 4, 2, True), (32, 32, 4, 1, True)),
+        256: ((64, 16, 4, 2, True), (32, 16, 4, 1, True)),
+    },
 }
-_SINGLE = {
-    64: (Tiling(64, 32, 4, 2), Tiling(32, 32, 4, 2), Tiling(32, 16, 4, 1)),
-    128: (Tiling(32, 32, 8, 2), Tiling(32, 16, 4, 2), Tiling(16, 16, 4, 1)),
-    256: (Tiling(16, 16, 8, 1), Tiling(16, 16, 4, 1)),
+_SINGLE: Mapping[str, _Table] = {
+    "ampere": {
+        64: ((32, 32, 8, 2, False), (32, 16, 4, 2, True)),
+        128: ((32, 16, 8, 2, True), (32, 16, 8, 1, True), (16, 16, 4, 1, True)),
+        256: ((16, 16, 8, 1, True), (16, 16, 4, 1, True)),
+    },
+    "hopper": {
+        64: ((64, 32, 8, 2, False), (32, 32, 8, 2, True), (32, 16, 4, 1, True)),
+        128: ((32, 16, 8, 2, True), (32, 16, 8, 1, True), (16, 16, 4, 1, True)),
+        256: ((16, 16, 8, 1, True), (16, 16, 4, 1, True)),
+    },
+    "cdna": {
+        64: ((64, 32, 4, 2, True), (32, 32, 4, 2, True), (32, 16, 4, 1, True)),
+        128: ((32, 16, 4, 2, True), (16, 16, 4, 1, True)),
+        256: ((16, 16, 8, 1, True), (16, 16, 4, 1, True)),
+    },
 }
 
 
@@ -37,47 +68,54 @@ def tilings_for(attention: Attention, target: Target) -> tuple[Tiling, ...]:
 
     Blocks are no longer than the sequences need. InfeasibleError MP521 if not even the smallest fits.
     """
-    table = _SINGLE if attention.dtype.itemsize > 2 else _HALF
+    family = _family(target)
+    table = (_SINGLE if attention.dtype.itemsize > 2 else _HALF)[family]
     largest = max(attention.block_depth, attention.block_width)
-    candidates = table[next(size for size in sorted(table) if largest <= size)]
-    cut = dict.fromkeys(_cut(t, attention) for t in candidates)
+    rows = table[next(size for size in sorted(table) if largest <= size)]
+    masked = attention.mask_rows and attention.mask_keys
+    candidates = dict.fromkeys(
+        _cut(Tiling(*row), attention) for *row, with_mask in rows if with_mask or not masked
+    )
     limit = target.shared_bytes
-    fitting = tuple(t for t in cut if limit is None or shared_bytes(attention, t) <= limit)
+    needs = {t: shared_bytes(attention, t, target) for t in candidates}
+    fitting = tuple(t for t, size in needs.items() if limit is None or size <= limit)
     if fitting:
         return fitting
-    needs = min(shared_bytes(attention, t) for t in cut)
     raise InfeasibleError(
         "MP521",
-        f"the attention kernel needs {needs:,} B of shared memory, {target.name} has {limit:,} B",
+        f"the attention kernel needs {min(needs.values()):,} B of shared memory, "
+        f"{target.name} has {limit:,} B",
         help="use smaller heads or half precision",
     )
 
 
-def _cut(tiling: Tiling, attention: Attention) -> Tiling:
-    return Tiling(
-        min(tiling.block_q, power_of_two(attention.rows)),
-        min(tiling.block_k, power_of_two(attention.keys)),
-        tiling.warps,
-        tiling.stages,
-    )
+def shared_bytes(attention: Attention, tiling: Tiling, target: Target) -> int:
+    """An upper bound of the shared memory of one program.
 
-
-def shared_bytes(attention: Attention, tiling: Tiling) -> int:
-    """An upper bound of the shared memory of a program: queries, and keys and values of each stage.
-
-    Triton also exchanges data between layouts there, at most a tile of scores or of the result, which
-    it overlays with tiles that are not in use.
+    A tile of queries, and for each stage of the pipeline a tile of keys, values and mask; AMD's
+    pipeline keeps one stage in registers. What else passes through shared memory overlays these.
     """
     item = attention.dtype.itemsize
     depth, width = attention.block_depth, attention.block_width
-    queries = tiling.block_q * max(depth, width) * item
-    pairs = tiling.block_k * (depth + width) * item
-    mask = 0
-    if attention.mask is not None:
+    stage = tiling.block_k * (depth + width) * item
+    if attention.mask is not None and attention.mask_keys:
         rows = tiling.block_q if attention.mask_rows else 1
-        mask = rows * tiling.block_k * attention.mask.dtype.itemsize
-    scores = tiling.block_q * tiling.block_k * item
-    return queries + tiling.stages * (pairs + mask) + scores
+        stage += rows * tiling.block_k * attention.mask.dtype.itemsize
+    stages = max(tiling.stages - (_family(target) == "cdna"), 1)
+    return tiling.block_q * max(depth, width) * item + stages * stage
 
 
-__all__ = ["SMALLEST_BLOCK", "shared_bytes", "tilings_for"]
+def _cut(tiling: Tiling, attention: Attention) -> Tiling:
+    """``tiling`` for sequences that may be shorter than its blocks."""
+    block_q = min(tiling.block_q, power_of_two(attention.rows))
+    block_k = min(tiling.block_k, power_of_two(attention.keys))
+    warps = tiling.warps if block_q == tiling.block_q else min(tiling.warps, 4)
+    return replace(tiling, block_q=block_q, block_k=block_k, warps=warps)
+
+
+def _family(target: Target) -> str:
+    """Which column of the tables holds for ``target``."""
+    match = re.match(r"sm_(\d+)", target.isa.arch)
+    if match is None:
+        return "cdna" if target.isa.arch.startswith("gfx") else "ampere"
+    return "hopper" if int(match[1]) >= 90 else "ampere"

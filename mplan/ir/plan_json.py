@@ -36,10 +36,26 @@ def parse_plan(text: str, file: str = "<plan>") -> tuple[dict[str, Any], PlanFil
         body = {key: value for key, value in document.items() if key not in outside}
         for seal in _SEALS:
             decode(str, document.get(seal), f"$.{seal}")
-        return document, decode(PlanFile, body, "$")
+        file_ = decode(PlanFile, body, "$")
+        decode(tuple[int, ...], document.get("order"), "$.order")
+        _check_offsets(document.get("offsets"), len(file_.problem.buffers))
+        return document, file_
     except DecodeError as error:
         help = "write the file with `mplan plan -o plan.json`; do not edit it by hand"
         raise UserError("MP232", f"not a plan file: {error}", Where(file), help) from error
+
+
+def _check_offsets(offsets: Any, buffers: int) -> None:
+    """DecodeError if ``offsets`` does not map the index of every buffer to an integer."""
+    if not isinstance(offsets, dict):
+        raise DecodeError("$.offsets", "expected an object")
+    known = [str(i) for i in range(buffers)]
+    for key in offsets.keys() - set(known):
+        raise DecodeError(f"$.offsets.{key}", f"unknown key; known: 0 to {buffers - 1}")
+    for key in known:
+        if key not in offsets:
+            raise DecodeError(f"$.offsets.{key}", "missing")
+        decode(int, offsets[key], f"$.offsets.{key}")
 
 
 def _check_version(document: dict[str, Any], file: str) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
 import tables  # noqa: E402
 
@@ -155,6 +155,19 @@ def test_every_table_stands_in_a_document():
     text = "".join(d.read_text(encoding="utf-8") for d in DOCUMENTS)
     shown = {m[2] for m in tables.BLOCK.finditer(text)}
     assert shown == set(tables.TABLES)
+
+
+def test_the_measured_table_has_the_columns_of_its_benchmark():
+    import memory
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = memory.README_BLOCK.search(text)[0].splitlines()[1:-1]
+    cells = [[c.strip() for c in row.strip("|").split("|")] for row in rows]
+    assert cells[0] == list(memory.HEAD)
+    assert [row[0] for row in cells[2:]] == list(memory.MODELS)
+    for planned, measured in ((float(row[3]), float(row[4])) for row in cells[2:]):
+        assert planned >= 1
+        assert measured == planned
 
 
 # ---- what is referred to exists ----

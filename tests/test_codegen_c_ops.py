@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mplan.capture import capture
 from mplan.codegen.c.kernels import supported
-from mplan.ir.graph import Graph, Input, Op, Ref, Value
+from mplan.ir.graph import Alias, Graph, Input, Op, Ref, Value
 from mplan.ir.ops import lookup
 from mplan.ir.types import DType, TensorType
 from tests.c_cases import CASES
@@ -233,3 +233,79 @@ def test_long_rows_keep_their_accuracy(tmp_path: Path, kind: str) -> None:
     network = build(tmp_path, emitted(captured.graph, captured.constants), "-O2")
     expected = functions[kind](x.double()).float()
     assert_close(network.run([x], [expected]), [expected])
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """A permuted tensor, one that is broadcast to it, and dimensions to reduce."""
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    wide: tuple[bool, ...]
+    dims: tuple[int, ...]
+    keepdim: bool
+
+    def ops(self, tag: str) -> tuple[list[Op], list[torch.Tensor], list[torch.Tensor]]:
+        """A view, a sum of both, its reduction, its softmax; the operands; the results."""
+        x = torch.randn(self.shape)
+        view = x.permute(self.order)
+        narrow = [n if wide else 1 for n, wide in zip(view.shape, self.wide, strict=True)]
+        y = torch.randn(narrow)
+        x_ref, y_ref, view_ref, sum_ref = (Ref(f"{name}{tag}") for name in "xyvs")
+        steps: list[tuple[str, str, dict[str, object]]] = [
+            ("s", "aten.add.Tensor", {"self": view_ref, "other": y_ref}),
+            ("r", "aten.sum.dim_IntList", {"self": sum_ref, "dim": self.dims, "keepdim": self.keepdim}),
+            ("n", "aten.var.correction", {"self": view_ref, "dim": self.dims, "correction": 0}),
+            (
+                "e",
+                "aten._softmax.default",
+                {"self": sum_ref, "dim": self.dims[0], "half_to_float": False},
+            ),
+            ("c", "aten.cat.default", {"tensors": (view_ref, sum_ref), "dim": self.dims[0]}),
+            ("f", "aten.flip.default", {"self": sum_ref, "dims": self.dims}),
+        ]
+        alias = Value(f"v{tag}", _type_of(view), Alias(x_ref.name))
+        ops = [Op("aten.permute.default", (("self", x_ref), ("dims", self.order)), (alias,))]
+        env = {x_ref: x, y_ref: y, view_ref: view}
+        for name, kind, args in steps:
+            bound = {k: _bound(a, env) for k, a in args.items()}
+            env[Ref(f"{name}{tag}")] = found = lookup(kind).reference(**bound)
+            ops.append(Op(kind, tuple(args.items()), (Value(f"{name}{tag}", _type_of(found)),)))
+        return ops, [x, y], [env[Ref(op.result.name)] for op in ops[1:]]
+
+
+def _bound(arg: object, env: dict[Ref, torch.Tensor]) -> object:
+    if isinstance(arg, tuple):
+        return tuple(_bound(a, env) for a in arg)
+    return env[arg] if isinstance(arg, Ref) else arg
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layouts:
+    """Any of rank 1 to 5."""
+    shape = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=5)))
+    rank = len(shape)
+    order = tuple(draw(st.permutations(range(rank))))
+    wide = tuple(draw(st.lists(st.booleans(), min_size=rank, max_size=rank)))
+    dims = draw(st.lists(st.integers(0, rank - 1), min_size=1, max_size=rank, unique=True))
+    return Layouts(shape, order, wide, tuple(dims), draw(st.booleans()))
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cases=st.lists(layouts(), min_size=12, max_size=12), seed=st.integers(0, 1000))
+def test_tensors_of_any_layout(
+    tmp_path_factory: pytest.TempPathFactory, cases: list[Layouts], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    ops, operands, expected, inputs = [], [], [], []
+    for i, case in enumerate(cases):
+        found, tensors, results = case.ops(str(i))
+        ops += found
+        operands += tensors
+        expected += results
+        inputs += [Input(Value(f"{n}{i}", _type_of(t))) for n, t in zip("xy", tensors, strict=True)]
+    outputs = tuple(Ref(op.result.name) for op in ops if not op.is_view)
+    graph = Graph("layouts", tuple(inputs), tuple(ops), outputs)
+    network = build(tmp_path_factory.mktemp("layouts"), emitted(graph, {}), "-fsanitize=undefined")
+    assert_close(network.run(operands, expected), expected)
+    assert network.guards_intact

@@ -8,6 +8,7 @@ The digits ship inside scikit-learn; nothing is downloaded.
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Annotated
@@ -111,6 +112,14 @@ def show(compiled: mplan.Compiled, run: DeviceRun, labels: torch.Tensor, ours: t
     console.print(f"plan: {status}; emulator: {run.emulator}")
 
 
+def confirm(first: DeviceRun, second: DeviceRun) -> None:
+    """A second compiler and a second emulator on the same C and the same digits."""
+    pairs = zip(first.outputs, second.outputs, strict=True)
+    apart = max(float(abs(a[0] - b[0]).max()) for a, b in pairs)
+    told = f"logits within {apart:.2g} of the first run's, {second.instructions:,} instructions"
+    console.print(f"second witness, gcc and {second.emulator}: {told} per inference")
+
+
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the C project and the picture.")] = Path(
         "demo-out"
@@ -131,10 +140,13 @@ def main(
     folder = out / "digits"
     compiled = mplan.compile(model, (held_images[:1],), target=target, out=folder, name="digits")
     console.print(f"running {digits} digits in the emulator …")
-    run = run_bundle(folder, inputs=[(image[None].numpy(),) for image in held_images])
+    samples = [(image[None].numpy(),) for image in held_images]
+    run = run_bundle(folder, inputs=samples)
     with torch.no_grad():
         ours = model(held_images)
     show(compiled, run, held_labels, ours)
+    if shutil.which("arm-none-eabi-gcc") and shutil.which("qemu-system-arm"):
+        confirm(run, run_bundle(folder, inputs=samples, emulator="qemu"))
     picture = out / "plan.html"
     write_atomic(picture, render_html(compiled.result.file))
     console.print(f"C code: {folder}/   picture of the plan: {picture}")

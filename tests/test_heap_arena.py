@@ -243,6 +243,7 @@ def test_two_threads_replay_their_own_arenas() -> None:
 
 
 def test_an_exception_ends_the_replay_and_loses_nothing() -> None:
+    gc.collect()
     level = heap.level_bytes()
     arena = Arena(4096)
     with (
@@ -342,6 +343,7 @@ def test_an_arena_counts_its_high_water_mark_then_its_survivors_then_nothing() -
 
 
 def test_survivors_die_on_other_threads() -> None:
+    gc.collect()
     level = heap.level_bytes()
     arena = Arena(32 * PAGE)
     base = arena.base
@@ -383,6 +385,7 @@ def test_recycle_keeps_survivors_and_the_warm_pages() -> None:
 
 
 def test_a_forgotten_arena_is_closed_by_the_collector() -> None:
+    gc.collect()
     level = heap.level_bytes()
     arena = Arena(1 << 20)
     (out,) = fill_arena(arena, [(0, 300)])

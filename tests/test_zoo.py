@@ -147,5 +147,5 @@ def test_poisoned_arena_of_the_interpreter_agrees(name: str, training: bool) -> 
     expected = interp.run(plan.graph, inputs)
     got = run_in_arena(plan.graph, plan.lowered, plan.plan, inputs)
     for mine, theirs in zip(got, expected, strict=True):
-        if isinstance(theirs, torch.Tensor):
-            assert torch.equal(mine, theirs)
+        if isinstance(theirs, torch.Tensor):  # kernels may sum in another order at other addresses
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)

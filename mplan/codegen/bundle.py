@@ -29,11 +29,16 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output of the compiled network; ``dtype`` in the IR's names, ``nbytes`` in C."""
+    """An input or output of the compiled network.
+
+    ``dtype`` is the IR's name, ``strides`` count elements, ``nbytes`` reaches from the first to the
+    last element in memory.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     nbytes: int
 
 
@@ -68,7 +73,7 @@ def _port(value: Value) -> Port:
     type_ = value.type
     assert isinstance(type_, TensorType)
     shape = tuple(d for d in type_.shape if isinstance(d, int))
-    return Port(value.name, type_.dtype.value, shape, type_.numel * type_.dtype.itemsize)
+    return Port(value.name, type_.dtype.value, shape, type_.element_strides, type_.nbytes)
 
 
 def golden_tensors(inputs: Sequence[Any], outputs: Sequence[Any]) -> dict[str, Any]:
@@ -129,4 +134,5 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def _load_port(data: Mapping[str, Any]) -> Port:
-    return Port(data["name"], data["dtype"], tuple(data["shape"]), data["nbytes"])
+    shape, strides = tuple(data["shape"]), tuple(data["strides"])
+    return Port(data["name"], data["dtype"], shape, strides, data["nbytes"])

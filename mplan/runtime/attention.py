@@ -24,15 +24,33 @@ def cpu_attention(
     """
     from torch.nn.functional import scaled_dot_product_attention
 
-    rank = query.dim()
+    batch = _batch(query, key, value, enable_gqa)
+    query, key, value = (_spread(t, batch, enable_gqa) for t in (query, key, value))
+    rank = len(batch) + 2
     q, k, v = (_dense(_four(t)) for t in (query, key, value))
-    mask = attn_mask if attn_mask is None or rank == 4 else _mask_four(attn_mask, rank)
+    mask = attn_mask if attn_mask is None or rank == 4 else _mask_four(attn_mask, batch)
     if is_causal and mask is not None:
         mask, is_causal = _causal(mask, query.shape[-2], key.shape[-2]), False
     out = scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
     )
-    return out.contiguous().view(*query.shape[:-1], value.shape[-1])
+    return out.contiguous().view(*batch, query.shape[-2], value.shape[-1])
+
+
+def _batch(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> tuple[int, ...]:
+    """The batch dimensions of the result; the heads are the query's where they are grouped."""
+    import torch
+
+    shapes = [query.shape[:-2], *(t.shape[:-3] if grouped else t.shape[:-2] for t in (key, value))]
+    if grouped:
+        return (*torch.broadcast_shapes(query.shape[:-3], *shapes[1:]), query.shape[-3])
+    return tuple(torch.broadcast_shapes(*shapes))
+
+
+def _spread(tensor: Tensor, batch: tuple[int, ...], grouped: bool) -> Tensor:
+    """The tensor with batch dimensions ``batch`` (grouped heads as they are); views, no copies."""
+    kept = 3 if grouped else 2
+    return tensor.expand(*batch[: len(batch) + 2 - kept], *tensor.shape[-kept:])
 
 
 def _four(tensor: Tensor) -> Tensor:
@@ -46,12 +64,12 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _mask_four(mask: Tensor, rank: int) -> Tensor:
-    """A mask of up to ``rank`` dimensions, aligned at the right, as four dimensions."""
-    if mask.dim() <= 4 and rank < 4:
+def _mask_four(mask: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """A mask aligned at the right of ``[*batch, L, S]`` as four dimensions."""
+    if len(batch) < 2:
         return _four(mask)
-    full = mask.reshape(*(1,) * (rank - mask.dim()), *mask.shape)
-    return _four(full)
+    full = mask.reshape(*(1,) * (len(batch) + 2 - mask.dim()), *mask.shape)
+    return _four(full.expand(*batch[:-1], *full.shape[-3:]))
 
 
 def _causal(mask: Tensor, queries: int, keys: int) -> Tensor:

@@ -157,7 +157,9 @@ def _outputs(data: bytes, manifest: Manifest, samples: int) -> tuple[tuple[np.nd
         for port in manifest.outputs:
             dtype = getattr(np, DType(port.dtype).torch_name.replace("bool", "bool_"))
             part = data[position : position + port.nbytes]
-            arrays.append(np.frombuffer(part, dtype=dtype).reshape(port.shape))
+            steps = [stride * dtype().itemsize for stride in port.strides]
+            strided = np.ndarray(port.shape, dtype, part, strides=steps)
+            arrays.append(np.ascontiguousarray(strided))
             position += port.nbytes
         found.append(tuple(arrays))
     return tuple(found)

@@ -19,6 +19,7 @@ ToolchainName = Literal["zig", "gcc"]
 SUPPORT = Path(__file__).parent / "cortex_m"
 _CODE = (
     "-O2",
+    "-fno-strict-aliasing",  # one arena holds values of several types
     "-g0",
     "-ffunction-sections",
     "-fdata-sections",

@@ -1,0 +1,84 @@
+"""Compiled folders in the emulator: outputs of any layout, and what a bad folder or input says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mplan
+from mplan.diagnostics import MplanError
+from mplan.runtime.device import run_bundle
+
+
+class Layouts(nn.Module):
+    """Three outputs: transposed, a slice in the middle of another tensor, and a fresh one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.conv(x)
+        return y.transpose(1, 2), y[:, 1:3], torch.softmax(y, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("layouts")
+    mplan.compile(Layouts().eval(), (torch.randn(1, 1, 8, 8),), target="stm32f746", out=path)
+    return path
+
+
+def test_outputs_of_any_layout_come_back(folder: Path) -> None:
+    run = run_bundle(folder)
+    assert run.outputs_match
+    assert [o.shape for o in run.outputs[0]] == [(1, 6, 4, 6), (1, 2, 6, 6), (1, 4, 6, 6)]
+    assert run.arena_touched_bytes == run.arena_bytes
+
+
+def test_two_compilers_and_two_emulators_agree(folder: Path) -> None:
+    samples = [(np.random.default_rng(i).normal(size=(1, 1, 8, 8)),) for i in range(3)]
+    first = run_bundle(folder, inputs=samples)
+    second = run_bundle(folder, inputs=samples, emulator="qemu")
+    assert len(first.outputs) == 3
+    for mine, theirs in zip(first.outputs, second.outputs, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert run_bundle(folder, inputs=samples).instructions == first.instructions
+
+
+def test_a_changed_weight_is_noticed(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (weights,) = tmp_path.glob("*_weights.c")
+    text, count = re.subn(r"(\{\s*)(-?\d)", r"\g<1>9.0f + \2", weights.read_text(), count=1)
+    assert count == 1
+    weights.write_text(text)
+    run = run_bundle(tmp_path)
+    assert run.outputs_match is False
+    assert run.max_abs_err is not None and run.max_abs_err > 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "part"),
+    [([()], "0 inputs given"), ([(np.zeros((1, 1, 8, 9)),)], "shape"), ([(np.zeros(3),)] * 2, "shape")],
+)
+def test_inputs_that_do_not_fit_are_refused(folder: Path, inputs: object, part: str) -> None:
+    with pytest.raises(MplanError, match=part) as info:
+        run_bundle(folder, inputs=inputs)  # type: ignore[arg-type]
+    assert info.value.code == "MP426"
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"name": 3}', json.dumps({"inputs": 1})])
+def test_a_damaged_manifest_is_an_error_with_a_code(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mplan.json").write_text(content)
+    with pytest.raises(MplanError) as info:
+        run_bundle(tmp_path)
+    assert info.value.code == "MP425"

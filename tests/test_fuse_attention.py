@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from attention_variants import OTHERS, VARIANTS
 
 from mplan.capture.captured import Captured
 from mplan.capture.export import _sources, capture_exported, export
@@ -15,11 +14,14 @@ from mplan.capture.fx import GraphReader
 from mplan.capture.symbols import SymbolReader
 from mplan.ir.graph import Graph, Op
 from mplan.ir.interp import run
+from mplan.ir.ops import lookup
 from mplan.ir.plan import Region
 from mplan.ir.storage import Layout
 from mplan.ir.verify import verify
 from mplan.passes.base import Context
 from mplan.passes.fuse_attention import FuseAttention
+from mplan.runtime.attention import cpu_attention
+from tests.attention_variants import OTHERS, VARIANTS
 
 LEVELS = ("as written", "eager ops", "core ATen")
 
@@ -93,6 +95,22 @@ def test_variant_is_fused_and_computes_the_same(name: str, level: str) -> None:
     assert op.arg("enable_gqa", False) == name.startswith("grouped")
     masked = any(word in name for word in ("padding", "bias", "blind", "alibi", "window"))
     assert (op.arg("attn_mask") is not None) == masked
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_cpu_computes_what_was_fused(name: str) -> None:
+    """The fused op's operands go to the function that the CPU runtime calls for it."""
+    found = captured(name, "eager ops")
+    graph, _ = fused(found)
+    op = attention(graph)
+    before = graph.ops[: graph.ops.index(op)]
+    operands = Graph("operands", graph.inputs, before, tuple(arg for _, arg in op.args))
+    values = outputs(operands, found, found.example_inputs)
+    args = dict(zip((name for name, _ in op.args), values, strict=True))
+    expected = lookup(op.kind).reference(**args)
+    half = expected.dtype in (torch.float16, torch.bfloat16)
+    tolerance = {"atol": 2e-2, "rtol": 2e-2} if half else {}
+    torch.testing.assert_close(cpu_attention(**args), expected, **tolerance)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from attention_variants import VARIANTS, H, rand
-from hf_models import LENGTH, build
-from test_fuse_attention import Model, attention, count, fused, outputs
 from torch import nn
 from torch.export import Dim
 from torch.nn import functional as F
 
 from mplan.capture import capture
 from mplan.ir.graph import Graph, Op
+from tests.attention_variants import VARIANTS, H, rand
+from tests.hf_models import LENGTH, build
+from tests.test_fuse_attention import Model, attention, count, fused, outputs
 
 CAUSAL = ("gpt2", "llama", "qwen3", "opt", "gpt_neox", "falcon", "bloom", "mpt")
 

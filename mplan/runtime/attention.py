@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +41,11 @@ def _batch(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> tuple[in
     """The batch dimensions of the result; the heads are the query's where they are grouped."""
     import torch
 
+    broadcast: Any = torch.broadcast_shapes
     shapes = [query.shape[:-2], *(t.shape[:-3] if grouped else t.shape[:-2] for t in (key, value))]
     if grouped:
-        return (*torch.broadcast_shapes(query.shape[:-3], *shapes[1:]), query.shape[-3])
-    return tuple(torch.broadcast_shapes(*shapes))
+        return (*broadcast(query.shape[:-3], *shapes[1:]), query.shape[-3])
+    return tuple(broadcast(*shapes))
 
 
 def _spread(tensor: Tensor, batch: tuple[int, ...], grouped: bool) -> Tensor:

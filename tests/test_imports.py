@@ -83,7 +83,14 @@ def test_imports_point_downwards():
 
 def test_the_checker_shares_no_code_with_what_it_checks():
     names = {name for _, name in own_imports(PACKAGE / "ir" / "check.py")}
-    assert names == {"mplan.ir.plan"}
+    assert names == {"mplan.ir.plan", "mplan.ir.closure"}
+    assert {name for _, name in own_imports(PACKAGE / "ir" / "closure.py")} == {"mplan.ir.plan"}
+    users = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if "mplan.ir.closure" in {name for _, name in own_imports(path)}
+    }
+    assert users == {"check.py"}
 
 
 def test_the_problem_and_the_plan_stand_alone():

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from mplan.codes import CODES
-from mplan.ir import check as module
 from mplan.ir.check import REASONS, Violation, check, check_file
+from mplan.ir.closure import closure as replayed_closure
 from mplan.ir.plan import (
     UNSEALED,
     Buffer,
@@ -258,7 +258,7 @@ def test_the_two_minimum_cuts_agree(problem: Problem) -> None:
     instance = from_problem(problem, "arena")
     home = frozenset(i for i, b in enumerate(problem.buffers) if b.regions[0] == "arena")
     for step in range(instance.count):
-        assert module._closure(problem, step, home) == closure(instance, step)[0]
+        assert replayed_closure(problem, step, home) == closure(instance, step)[0]
 
 
 @given(graphs(max_steps=8, max_buffers=10))

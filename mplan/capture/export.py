@@ -122,22 +122,28 @@ def capture_exported(
     with torch.no_grad(), warnings.catch_warnings():
         # torch copies its own deprecated tree specs
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        table = torch.export.default_decompositions() if decompose else composite_table()
+        table = (
+            torch.export.default_decompositions()
+            if decompose
+            else composite_table(bool(program.range_constraints))
+        )
         lowered = program.run_decompositions(table)
     reader = GraphReader(name, SymbolReader(known_ranges(lowered)), _sources(lowered))
     return _finish(reader, reader.read(lowered.graph_module), lowered)
 
 
-def composite_table() -> dict[Any, Callable[..., Any]]:
-    """Decompositions that leave the ops that an eager run dispatches to kernels."""
+def composite_table(symbolic: bool) -> dict[Any, Callable[..., Any]]:
+    """Decompositions that leave the ops that an eager run dispatches to kernels.
+
+    ``symbolic`` graphs prefer the decompositions that torch has in Python, because those in C++ may
+    fix symbolic sizes; they differ in a few views.
+    """
     import torch
     from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
 
-    def decomposed(op: Any, *args: Any, **kwargs: Any) -> Any:
-        return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-
+    key = DispatchKey.CompositeImplicitAutograd
     return {
-        op: partial(decomposed, op)
+        op: (symbolic and op.py_kernels.get(key)) or partial(op._op_dk, key)
         for op in torch.export.default_decompositions()
         if _dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
         and op.name().partition(".")[0] not in _WHOLE

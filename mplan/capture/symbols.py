@@ -109,7 +109,7 @@ def _print(expr: sympy.Expr, level: int) -> str:
         return _wrap(_sum(expr), 0, level)
     if name == "Mul" and all(not a.is_Rational or a.is_Integer for a in expr.args):
         return _wrap(" * ".join(_print(a, 2) for a in _sorted(expr.args)), 1, level)
-    if name == "Pow" and expr.args[1].is_Integer and 0 < int(expr.args[1]) <= 8:
+    if name == "Pow" and expr.args[1].is_Integer and 0 < int(expr.args[1]) <= 64:
         return _wrap(" * ".join([_print(expr.args[0], 2)] * int(expr.args[1])), 1, level)
     if name in ("FloorDiv", "CleanDiv"):
         return _wrap(" // ".join(_print(a, 2) for a in expr.args), 1, level)
@@ -129,14 +129,17 @@ def _sum(expr: sympy.Expr) -> str:
     parts: list[str] = []
     for term in _sorted(expr.args):
         negative = term.could_extract_minus_sign()
-        body = _print(-term if negative else term, 1)
-        parts.append((" - " if negative else " + ") + body if parts else ("-" * negative + body))
+        size = -term if negative else term
+        if parts:
+            parts.append((" - " if negative else " + ") + _print(size, 1))
+        else:  # a leading minus binds more tightly than an operator after it
+            parts.append("-" + _print(size, 2) if negative else _print(size, 1))
     return "".join(parts)
 
 
 def _sorted(args: tuple[sympy.Expr, ...]) -> list[sympy.Expr]:
-    """Symbols before numbers, then by name: the same text in every process."""
-    return sorted(args, key=lambda a: (a.is_Integer, a.could_extract_minus_sign(), str(a)))
+    """What is subtracted last, numbers behind names: the same text in every process."""
+    return sorted(args, key=lambda a: (a.could_extract_minus_sign(), a.is_Integer, str(a)))
 
 
 def _wrap(body: str, own: int, wanted: int) -> str:

@@ -395,6 +395,22 @@ CODES: dict[str, Code] = {
         "There is no template for the build system that was asked for; the message lists those that "
         "exist.",
     ),
+    "MP520": Code(
+        "no attention kernel for these types",
+        "Generated attention kernels take fixed sizes, elements of float16, bfloat16 or float32, and "
+        "heads of up to 256 elements. Other attention runs as PyTorch's own.",
+    ),
+    "MP521": Code(
+        "the attention kernel needs too much shared memory",
+        "Not even the smallest tiles of queries, keys and values fit the shared memory of the GPU. "
+        "Use smaller heads or half precision.",
+    ),
+    "MP522": Code(
+        "Triton is missing or failed",
+        "Triton is not installed, has no backend for the target, or rejected a kernel; the message "
+        "says which. Install it with `pip install 'mplan[gpu]'`. Emitted kernels must compile; if one "
+        "does not, report it.",
+    ),
     "MP530": Code(
         "the emulator's outputs differ from PyTorch's",
         "The compiled code ran, but an output is further from PyTorch's than float32 rounding explains "
@@ -465,6 +481,11 @@ CODES: dict[str, Code] = {
     "MP598": Code(
         "a size has no value when the program runs",
         "A bug in mplan: no input of the graph shows the value of a symbol. Please report it.",
+    ),
+    "MP599": Code(
+        "a loop that no kernel is generated from",
+        "A bug in mplan: the code generator met an op that the tiling pass does not make. Please "
+        "report it.",
     ),
     "MP999": Code(
         "internal error",

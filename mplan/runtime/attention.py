@@ -1,4 +1,4 @@
-"""``mplan.attention`` on the CPU: PyTorch's fused attention, fed so that it takes its fused path."""
+"""``mplan.attention`` by PyTorch's fused attention, fed so that it takes its fused path."""
 
 from __future__ import annotations
 
@@ -77,5 +77,5 @@ def _causal(mask: Tensor, queries: int, keys: int) -> Tensor:
     """``mask`` that also hides key j from query i < j: PyTorch takes one or the other."""
     import torch
 
-    seen = torch.ones(queries, keys, dtype=torch.bool).tril()
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril()
     return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -torch.inf)

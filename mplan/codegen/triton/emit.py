@@ -36,6 +36,10 @@ class ModuleView:
     depth: int
     width: int
     dtype: str
+    heads_text: str
+    batch_rank: int
+    batch_text: str
+    result_shape: str
     rest: str
 
 
@@ -134,6 +138,12 @@ def _module_view(
         depth=attention.depth,
         width=attention.width,
         dtype=attention.dtype.torch_name,
+        heads_text=f"{attention.depth}, {attention.depth} and {attention.width}",
+        batch_rank=attention.kernel_rank,
+        batch_text=f"{len(attention.batch)} batch dimensions",
+        result_shape="(*batch[:-2], heads, rows, value.shape[-1])"
+        if attention.grouped
+        else "(*batch, rows, value.shape[-1])",
         rest="tiles on the diagonal, " + rest if attention.is_causal else rest,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from mplan.diagnostics import UnsupportedError
+from mplan.diagnostics import UnsupportedError, Where
 from mplan.ir.graph import Op, Value
 from mplan.ir.types import Dim, DType, TensorType
 from mplan.passes.tile_attention import broadcast, operand_types
@@ -56,11 +56,13 @@ class Attention:
             float(scale) if isinstance(scale, (int, float)) else None,
             bool(op.arg("enable_gqa")),
         )
-        obstacle = made.obstacle
-        if obstacle:
-            where = op.loc.where() if op.loc else None
-            raise UnsupportedError("MP520", f"no attention kernel: {obstacle}", where)
+        made.require_kernel(op.loc.where() if op.loc else None)
         return made
+
+    def require_kernel(self, where: Where | None = None) -> None:
+        """UnsupportedError MP520 if no kernel can be generated."""
+        if self.obstacle:
+            raise UnsupportedError("MP520", f"no attention kernel: {self.obstacle}", where)
 
     @property
     def obstacle(self) -> str:

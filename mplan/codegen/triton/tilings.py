@@ -20,7 +20,7 @@ _Table = Mapping[int, tuple[_Row, ...]]
 _HALF: Mapping[str, _Table] = {
     "ampere": {
         64: ((128, 64, 8, 3, True), (128, 128, 8, 3, False), (64, 32, 4, 3, True)),
-        128: ((128, 64, 8, 3, False), (128, 32, 8, 3, True), (64, 32, 4, 2, True)),
+        128: ((128, 64, 8, 3, False), (128, 32, 8, 3, False), (64, 32, 4, 2, True)),
         256: ((64, 32, 8, 2, True), (64, 16, 4, 2, True), (32, 16, 4, 1, True)),
     },
     "hopper": {
@@ -48,7 +48,7 @@ _SINGLE: Mapping[str, _Table] = {
     "ampere": {
         64: ((32, 32, 8, 2, False), (32, 16, 4, 2, True)),
         128: ((32, 16, 8, 2, True), (32, 16, 8, 1, True), (16, 16, 4, 1, True)),
-        256: ((16, 16, 8, 1, True), (16, 16, 4, 1, True)),
+        256: ((16, 16, 8, 1, True),),
     },
     "hopper": {
         64: ((64, 32, 8, 2, False), (32, 32, 8, 2, True), (32, 16, 4, 1, True)),
@@ -92,8 +92,9 @@ def tilings_for(attention: Attention, target: Target) -> tuple[Tiling, ...]:
 def shared_bytes(attention: Attention, tiling: Tiling, target: Target) -> int:
     """An upper bound of the shared memory of one program.
 
-    A tile of queries, and for each stage of the pipeline a tile of keys, values and mask; AMD's
-    pipeline keeps one stage in registers. What else passes through shared memory overlays these.
+    A tile of queries, for each stage of the pipeline a tile of keys, values and mask (AMD's pipeline
+    keeps one stage in registers), and a number per query for reductions across warps. What else
+    passes through shared memory overlays these.
     """
     item = attention.dtype.itemsize
     depth, width = attention.block_depth, attention.block_width
@@ -102,7 +103,8 @@ def shared_bytes(attention: Attention, tiling: Tiling, target: Target) -> int:
         rows = tiling.block_q if attention.mask_rows else 1
         stage += rows * tiling.block_k * attention.mask.dtype.itemsize
     stages = max(tiling.stages - (_family(target) == "cdna"), 1)
-    return tiling.block_q * max(depth, width) * item + stages * stage
+    reductions = tiling.block_q * 4
+    return tiling.block_q * max(depth, width) * item + stages * stage + reductions
 
 
 def _cut(tiling: Tiling, attention: Attention) -> Tiling:

@@ -55,7 +55,6 @@ class CompiledGraph:
     captured: Captured
     role: str
     options: Options
-    use_arena: bool
     program: Program | None = None
     planned: Planned | None = None
     highs: dict[str, int] = field(default_factory=dict)
@@ -74,9 +73,8 @@ class CompiledGraph:
             graph = self._bounded(grown)
             with _disable_current_modes():  # passes compute with constants, which must not be fake
                 self.planned = plan_graph(graph, self.captured.constants, self.options)
-            self.program = Program(
-                self.planned.graph, self.planned.lowered, self.planned.plan, self.use_arena
-            )
+            planned = self.planned
+            self.program = Program(planned.graph, planned.lowered, planned.plan, planned.target)
             _publish(self)
         return self.program
 
@@ -163,15 +161,29 @@ def _compiler(role: str, options: Options) -> Callable[[Any, Sequence[Any]], Com
     def compile_graph(gm: Any, example_inputs: Sequence[Any]) -> CompiledGraph:
         from mplan.capture import capture_fx
 
-        captured = capture_fx(gm, example_inputs, name=f"{role}", unbounded=_UNBOUNDED)
-        use_arena = all(_device(x) in ("cpu", None) for x in example_inputs)
-        return CompiledGraph(captured, role, options, use_arena)
+        captured = capture_fx(gm, example_inputs, name=role, unbounded=_UNBOUNDED)
+        return CompiledGraph(captured, role, _for_device(options, example_inputs))
 
     return compile_graph
 
 
-def _device(x: Any) -> str | None:
-    return x.device.type if hasattr(x, "device") else None
+def _for_device(options: Options, inputs: Sequence[Any]) -> Options:
+    """``options`` with the target that the inputs lie on, where they are on a GPU and none is given."""
+    device = next((x.device for x in inputs if hasattr(x, "device") and x.device.type != "cpu"), None)
+    if device is None or options.target != "cpu":
+        return options
+    return replace(options, target=_gpu_name(device))
+
+
+def _gpu_name(device: Any) -> str:
+    """The GPU target nearest to ``device``."""
+    import torch
+
+    if torch.version.hip:
+        return "mi300x"
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return "a100"
+    return "h200" if "H200" in torch.cuda.get_device_name(device) else "h100"
 
 
 def _symbol_values(graph: Graph, inputs: Sequence[Any]) -> dict[str, int]:

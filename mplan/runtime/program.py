@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mplan.diagnostics import InternalError
+from mplan.diagnostics import InternalError, MplanError
 from mplan.ir.graph import Arg, Graph, Input, Op, Ref
 from mplan.ir.ops import lookup
 from mplan.ir.plan import Plan
@@ -21,6 +21,7 @@ from mplan.ir.storage import Lowered, storages
 from mplan.ir.types import Sym, TensorType, bounded
 from mplan.runtime import heap
 from mplan.runtime.profile import callable_of, pattern_of
+from mplan.targets.model import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,9 @@ class Fallback:
 class Program:
     """Runs a planned graph; call it with a list of inputs, which it empties (boxed calling).
 
-    ``graph`` stands in schedule order and is what ``lowered`` and ``plan`` speak of. ``use_arena``
-    False runs the same schedule with PyTorch's own allocation (other devices than the CPU).
+    ``graph`` stands in schedule order and is what ``lowered`` and ``plan`` speak of. On a GPU (a
+    ``target`` of that family) it runs the same schedule with PyTorch's own allocation and generated
+    attention kernels.
 
     ``fallbacks`` are the ops that allocate eagerly. ``source`` is the Python function that runs.
     ``misses`` counts, over all calls, requests that the plan did not foresee (they are served by the
@@ -48,7 +50,7 @@ class Program:
     graph: Graph
     lowered: Lowered
     plan: Plan
-    use_arena: bool = True
+    target: Target | None = None
     source: str = ""
     fallbacks: tuple[Fallback, ...] = ()
     misses: int = 0
@@ -59,7 +61,7 @@ class Program:
     _arena_bytes: int = field(default=0)
 
     def __post_init__(self) -> None:
-        writer = _Writer(self.graph, self.lowered, self.plan, self.use_arena)
+        writer = _Writer(self.graph, self.lowered, self.plan, self.target)
         self.source, self._function = writer.compile()
         self.fallbacks = tuple(writer.fallbacks)
         self._arena_bytes = self.plan.peak_bytes(writer.region)
@@ -97,12 +99,14 @@ def _idle(*_: int) -> int:
 class _Writer:
     """Writes the function's source and gathers the slots of every op."""
 
-    def __init__(self, graph: Graph, lowered: Lowered, plan: Plan, use_arena: bool) -> None:
+    def __init__(self, graph: Graph, lowered: Lowered, plan: Plan, target: Target | None) -> None:
         self.graph = graph
         self.lowered = lowered
         self.plan = plan
         self.region = lowered.problem.regions[0].name
-        self.in_arena = use_arena and heap.unavailable() is None
+        self.target = target
+        self.on_gpu = target is not None and target.family == "gpu"
+        self.in_arena = not self.on_gpu and heap.unavailable() is None
         self.table = self.graph.symbol_table
         self.types = {v.name: bounded(v.type, self.table) for v in self.graph.values}
         self.roots = storages(self.graph).root
@@ -163,7 +167,7 @@ class _Writer:
         return table
 
     def _op_lines(self, index: int, op: Op) -> Iterator[str]:
-        self.scope[f"f{index}"] = callable_of(op)
+        self.scope[f"f{index}"] = self._function(op)
         call = f"{self._targets(op)}{self._call(index, op)}"
         slots = self._slots(index, op) if self.in_arena and not op.is_view else []
         comment = f"  # {op.loc}" if op.loc else ""
@@ -172,6 +176,21 @@ class _Writer:
             return
         yield f"enter({len(self.slots)}); {call}; leave()" + comment
         self.slots.append(slots)
+
+    def _function(self, op: Op) -> Callable[..., Any]:
+        """What runs ``op`` on the target."""
+        if op.kind != "mplan.attention" or not self.on_gpu or self.target is None:
+            return callable_of(op)
+        from mplan.codegen.triton.spec import Attention
+        from mplan.runtime.triton_attention import attention_callable
+
+        try:
+            values = self.graph.value_table
+            run = attention_callable(Attention.of(op, values), self.target)
+        except MplanError as e:  # no kernel for these types: PyTorch's attention computes them all
+            self._fall_back(op, f"no generated kernel: {e.message}")
+            return callable_of(op)
+        return lambda query, key, value, attn_mask=None, **_: run(query, key, value, attn_mask)
 
     def _targets(self, op: Op) -> str:
         names = ["_" if v is None else self.local[v.name] for v in op.results]

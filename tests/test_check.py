@@ -169,6 +169,22 @@ def test_a_buffer_may_not_lie_in_another_addressable_region() -> None:
     }
 
 
+def test_padded_bounds_are_replayed() -> None:
+    buffers = tuple(
+        Buffer(f"b{i}", size, ("r",), 4, lifetime=(0, 2)) for i, size in enumerate((5, 6, 8))
+    )
+    problem = Problem("t", (Region("r", None, 2),), buffers)
+    placements = (
+        Placement(0, "r", 16, 0, 2),
+        Placement(1, "r", 8, 0, 2),
+        Placement(2, "r", 0, 0, 2),
+    )
+    for low, valid in ((21, True), (19, False), (24, False), (20, False)):
+        certificate = bound("allocate:r", 21, low, "padded", 0)
+        plan = Plan(problem.digest, (), placements, peaks=(("r", 21),), certificates=(certificate,))
+        assert reasons(problem, plan) == (set() if valid else {"bound"})
+
+
 def spilled(**plan: Any) -> tuple[Problem, Plan]:
     """The chain with x away in dram during g."""
     problem, valid = chain()
@@ -236,6 +252,10 @@ def bound(subject: str, value: int, low: int, kind: str, *witness: int) -> Certi
         (bound("allocate:sram", 48, 48, "live", 3), False),
         (bound("allocate:sram", 48, 48, "live"), False),
         (bound("allocate:sram", 48, 0, "fixed"), True),
+        (bound("allocate:sram", 48, 48, "padded", 1), True),
+        (bound("allocate:sram", 48, 48, "padded", 0), False),
+        (bound("schedule:sram", 48, 48, "padded", 1), False),
+        (bound("schedule:sram", 48, 0, "fixed"), False),
         (bound("allocate:flash", 0, 0, "live", 2), True),
         (bound("place:sram", 48, 48, "live", 1), False),
     ],

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from math import gcd, lcm
 from typing import Any
 
 from mplan.ir.closure import closure
@@ -176,7 +177,7 @@ class _Replay:
                 yield Violation("region", f"{b.name} lies in {p.region}, allowed: {b.regions}")
             end = p.offset + b.size_bytes
             full = region.capacity_bytes is not None and end > region.capacity_bytes
-            if full and p.end > p.start:
+            if full and b.size_bytes and p.end > p.start:
                 limit = f"{p.region} has {region.capacity_bytes or 0:,} B"
                 yield Violation("capacity", f"{b.name} ends at {end:,} B, {limit}")
 
@@ -260,9 +261,9 @@ class _Replay:
     def heights(self) -> Iterator[Violation]:
         tops = {r.name: 0 for r in self.problem.regions}
         for p in self.plan.placements:
-            if p.end > p.start:
-                top = p.offset + self.problem.buffers[p.buffer].size_bytes
-                tops[p.region] = max(tops[p.region], top)
+            size = self.problem.buffers[p.buffer].size_bytes
+            if size and p.end > p.start:
+                tops[p.region] = max(tops[p.region], p.offset + size)
         for region, top in tops.items():
             stated = dict(self.plan.peaks).get(region, 0)
             if stated != top:
@@ -311,6 +312,7 @@ class _Replay:
         steps, horizon = range(len(self.problem.steps)), range(max(self.problem.horizon, 1))
         kinds: dict[str, tuple[range | None, Callable[[], int]]] = {
             "live": (horizon, lambda: self._live_at(c.witness[0], region)),
+            "padded": (horizon, lambda: self._padded_at(c.witness[0], region)),
             "fixed": (None, lambda: self._fixed_end(region)),
             "boundary": (None, lambda: self._boundary(region)),
             "working_set": (steps, lambda: self._working_set(c.witness[0], region)),
@@ -320,8 +322,9 @@ class _Replay:
             return ""
         if c.bound_kind not in kinds:
             return f"unknown kind of bound {c.bound_kind!r}"
-        if decision == "schedule" and c.bound_kind in ("live", "fixed") and steps:
-            return f"a {c.bound_kind} bound says nothing of other orders"
+        foreign = ("padded", "fixed", "live") if steps else ("padded", "fixed")
+        if decision == "schedule" and c.bound_kind in foreign:
+            return f"a {c.bound_kind} bound says nothing of orders"
         if c.bound_kind in ("boundary", "closure") and self.plan.transfers:
             return f"a {c.bound_kind} bound does not hold for a plan that moves buffers"
         wanted, replay = kinds[c.bound_kind]
@@ -337,12 +340,24 @@ class _Replay:
         positions, levels = self.live_levels(region)
         return levels[bisect.bisect_right(positions, position) - 1]
 
+    def _padded_at(self, position: int, region: str) -> int:
+        """Bytes live at ``position`` when each buffer but the highest is padded to the alignment that
+        all of ``region`` have in common."""
+        home = [p for p in self.plan.placements if p.region == region]
+        pairs = [(self.problem.buffers[p.buffer], p) for p in home]
+        occupied = [(b, p) for b, p in pairs if b.size_bytes and p.end > p.start]
+        own = self.problem.region(region).alignment
+        common = gcd(*(lcm(b.alignment, own) for b, _ in occupied)) or 1
+        live = [b.size_bytes for b, p in occupied if p.start <= position < p.end]
+        pads = [-size % common for size in live]
+        return sum(live) + sum(pads) - max(pads, default=0)
+
     def _fixed_end(self, region: str) -> int:
         """The highest end of a buffer that has a fixed offset and must lie in ``region``."""
         ends = (
             b.offset + b.size_bytes
             for b, (start, end) in zip(self.problem.buffers, self.spans, strict=True)
-            if b.regions == (region,) and b.offset is not None and end > start
+            if b.regions == (region,) and b.offset is not None and b.size_bytes and end > start
         )
         return max(ends, default=0)
 

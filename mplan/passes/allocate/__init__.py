@@ -100,9 +100,13 @@ def allocate(
 
 
 def _floor(instance: Instance, live: int, position: int) -> Bound:
-    """The most bytes live together, or the end of a fixed box that lies higher."""
+    """The most bytes live together, padded or not, or the end of a fixed box that lies higher."""
+    best = Bound(live, "live", (position,))
+    padded, at = instance.padded()
+    if padded > best.bytes:
+        best = Bound(padded, "padded", (at,))
     fixed = max((b.fixed + b.size for b in instance.boxes if b.fixed is not None), default=0)
-    return Bound(fixed, "fixed") if fixed > live else Bound(live, "live", (position,))
+    return Bound(fixed, "fixed") if fixed > best.bytes else best
 
 
 def _placements(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import lcm
+from itertools import zip_longest
+from math import gcd, lcm
 
 from mplan.ir.plan import Problem
 
@@ -52,6 +54,28 @@ class Instance:
                 best, position = level, time
         return best, position
 
+    def padded(self) -> tuple[int, int]:
+        """``live`` with each box but one padded to the alignment that all have in common.
+
+        Offsets are multiples of it, so of boxes live together only the highest may end anywhere.
+        """
+        common = gcd(*(b.alignment for b in self.boxes))
+        best = position = level = 0
+        ends: list[tuple[int, int]] = []
+        pads: list[tuple[int, int]] = []
+        for b in sorted(self.boxes, key=lambda b: b.start):
+            pad = -b.size % common
+            while ends and ends[0][0] <= b.start:
+                level -= heapq.heappop(ends)[1]
+            level += b.size + pad
+            heapq.heappush(ends, (b.end, b.size + pad))
+            heapq.heappush(pads, (-pad, b.end))
+            while pads[0][1] <= b.start:
+                heapq.heappop(pads)
+            if level + pads[0][0] > best:
+                best, position = level + pads[0][0], b.start
+        return best, position
+
     def cliques(self) -> list[tuple[int, ...]]:
         """The maximal sets of boxes that are live together, in order of time."""
         events = sorted({b.start for b in self.boxes})
@@ -60,7 +84,7 @@ class Instance:
             starts[b.start].append(i)
         found: list[tuple[int, ...]] = []
         live: list[int] = []
-        for time, following in zip(events, [*events[1:], None], strict=True):
+        for time, following in zip_longest(events, events[1:]):
             live = [i for i in live if self.boxes[i].end > time] + starts[time]
             first_end = min(self.boxes[i].end for i in live)
             if following is None or first_end <= following:

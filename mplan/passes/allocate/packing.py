@@ -20,7 +20,10 @@ _MAX_TERMS = 60_000
 
 
 def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
-    """Try the bound as the height, then minimise; offers what is found and raises the bound."""
+    """Try the bound as the height, then minimise; offers what is found and raises the bound.
+
+    The bound must not be below the live bytes nor the end of a fixed box.
+    """
     if sum(map(len, instance.cliques())) > _MAX_TERMS:
         return
     for minimise, share in ((False, 0.6), (True, 1.0)):
@@ -44,7 +47,7 @@ class _Model:
 
     def __init__(self, instance: Instance, low: int, high: int, minimise: bool) -> None:
         self.instance = instance
-        self.unit = _unit(instance)
+        self.unit = unit_of(instance)
         cp: Any = cpsat.cp_model()
         self.model = cp.CpModel()
         top = high // self.unit
@@ -89,7 +92,7 @@ class _Model:
             self.model.add_no_overlap([rows[i] for i in clique])
 
 
-def _unit(instance: Instance) -> int:
+def unit_of(instance: Instance) -> int:
     """A unit in whose multiples some best packing lies.
 
     Left-justified offsets are sums of sizes and fixed offsets, unless an alignment cuts in.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,7 +52,8 @@ def solve(
     parameters.random_seed = seed % 2**31
     parameters.num_workers = 8 if portfolio else 1
     parameters.interleave_search = portfolio
-    status = solver.solve(model)
+    parameters.catch_sigint_signal = False
+    status = _interruptible(solver, model)
     if status == module.MODEL_INVALID:
         raise InternalError("MP227", f"CP-SAT rejects the model: {model.validate()}")
     names: dict[Any, CpStatus] = {
@@ -62,3 +64,14 @@ def solve(
     name = names.get(status, "unknown")
     values = tuple(solver.value(v) for v in wanted) if name in ("optimal", "feasible") else ()
     return CpResult(name, values, solver.best_objective_bound)
+
+
+def _interruptible(solver: Any, model: Any) -> Any:
+    """The status of ``solver.solve(model)``, run beside this thread so that it can receive Ctrl-C."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(solver.solve, model)
+        try:
+            return running.result()
+        except BaseException:
+            solver.stop_search()
+            raise

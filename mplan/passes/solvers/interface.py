@@ -64,18 +64,34 @@ class Bound:
 
 
 class Search(Generic[Answer]):
-    """The best answer and the best bound so far, both in bytes."""
+    """The best answer and the best bound so far, both in bytes.
 
-    def __init__(self, answer: Answer, value: int, solver: str, bound: Bound) -> None:
+    ``goal`` is a value that the answer must not exceed to be of use; None asks for the least.
+    """
+
+    def __init__(
+        self, answer: Answer, value: int, solver: str, bound: Bound, goal: int | None = None
+    ) -> None:
         self.answer = answer
         self.value = value
         self.solver = solver
         self.bound = bound
+        self.goal = goal
 
     @property
     def closed(self) -> bool:
         """Whether the answer is proven optimal."""
         return self.bound.bytes >= self.value
+
+    @property
+    def met(self) -> bool:
+        """Whether the answer meets the goal."""
+        return self.goal is None or self.value <= self.goal
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it is proven that no answer meets the goal."""
+        return self.goal is not None and self.bound.bytes > self.goal
 
     def offer(self, answer: Answer, value: int, solver: str) -> bool:
         """Take ``answer`` if it is strictly better; whether it was."""
@@ -168,8 +184,8 @@ SOLVERS = (
     Solver(
         "allocate",
         "greedy",
-        "first fit and best fit over a portfolio of orders",
-        entry=f"{_ALLOCATE}.greedy:run",
+        "the lowest place first (skyline), then gaps, over a portfolio of priorities",
+        entry=f"{_ALLOCATE}.portfolio:run",
         needs=("numpy",),
     ),
     Solver(
@@ -183,7 +199,7 @@ SOLVERS = (
     Solver(
         "allocate",
         "exact",
-        "CP-SAT over rectangles",
+        "canonical branch and bound with restarts, local search, CP-SAT",
         entry=f"{_ALLOCATE}.exact:run",
         proves=True,
         needs=("ortools", "numpy"),

@@ -140,19 +140,6 @@ def test_planned_kernel_does_not_spill(name: str, gpu: str) -> None:
     assert compiled(SPECS[name], gpu, tiling).spill_bytes == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize("depth", [64, 128])
-@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16, DType.F32], ids=lambda t: t.value)
-@pytest.mark.parametrize("mask", ["", "causal", "boolean", "added"])
-def test_no_tiling_spills(gpu: str, depth: int, dtype: DType, mask: str) -> None:
-    shape = (2, 1, 1024, 1024) if mask in ("boolean", "added") else None
-    kind = DType.BOOL if mask == "boolean" else dtype
-    spec = attention(dtype, depth, mask=shape, mask_dtype=kind, is_causal=mask == "causal")
-    for tiling in tilings_for(spec, load_target(gpu)):
-        assert compiled(spec, gpu, tiling).spill_bytes == 0, tiling
-
-
 def test_binaries_are_for_their_gpu() -> None:
     tiling = Tiling(16, 16, 4, 1)
     for gpu, mark in (("a100", ".target sm_80"), ("h100", ".target sm_90"), ("mi300x", "gfx942")):

@@ -14,9 +14,9 @@ from mplan.targets.model import Target
 _Row = tuple[int, int, int, int, bool]
 _Table = Mapping[int, tuple[_Row, ...]]
 
-#: By the largest head size they are meant for. None of them spills registers (for heads of 64 and 128
-#: the tests compile all of them). The order follows block sizes published for FlashAttention-2
-#: kernels; which is fastest on a machine, autotuning tells.
+#: By the largest head size they are meant for. None for heads of 64 and 128 spills registers
+#: (``benchmarks/attention.py --kernels`` compiles them all). The order follows block sizes published
+#: for FlashAttention-2 kernels; which is fastest on a machine, autotuning tells.
 _HALF: Mapping[str, _Table] = {
     "ampere": {
         64: ((128, 64, 8, 3, True), (128, 128, 8, 3, False), (64, 32, 4, 3, True)),

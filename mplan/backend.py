@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mplan.diagnostics import UserError
+from mplan.diagnostics import UnsupportedError, UserError
 from mplan.ir.graph import Graph
 from mplan.ir.types import Symbol
 from mplan.options import Options
 from mplan.pipeline import Planned, plan_graph
 from mplan.runtime.program import Fallback, Program
+from mplan.targets.load import load_target
 
 if TYPE_CHECKING:
     from mplan.capture import Captured
@@ -141,10 +142,17 @@ def mplan(
     if mode not in (None, "default"):
         raise UserError("MP422", f"mplan has no mode {mode!r}", help="use options={…}")
     parsed = Options.parse(options or {})
+    if load_target(parsed.target).family == "mcu":
+        raise UnsupportedError(
+            "MP427",
+            f"{parsed.target} is a microcontroller; torch.compile runs on this machine",
+            help="compile for it with `mplan compile` or mplan.compile(…)",
+        )
+    chosen = "target" in (options or {})
     compiler = aot_autograd(
-        fw_compiler=_compiler("forward", parsed),
-        bw_compiler=_compiler("backward", parsed),
-        inference_compiler=_compiler("inference", parsed),
+        fw_compiler=_compiler("forward", parsed, chosen),
+        bw_compiler=_compiler("backward", parsed, chosen),
+        inference_compiler=_compiler("inference", parsed, chosen),
         partition_fn=default_partition,
         keep_inference_input_mutations=True,
     )
@@ -157,22 +165,34 @@ def reports() -> tuple[GraphReport, ...]:
     return tuple(sorted((g.report() for g in _COMPILED), key=lambda r: (r.name, r.role)))
 
 
-def _compiler(role: str, options: Options) -> Callable[[Any, Sequence[Any]], CompiledGraph]:
+def _compiler(
+    role: str, options: Options, chosen: bool
+) -> Callable[[Any, Sequence[Any]], CompiledGraph]:
     def compile_graph(gm: Any, example_inputs: Sequence[Any]) -> CompiledGraph:
         from mplan.capture import capture_fx
 
         captured = capture_fx(gm, example_inputs, name=role, unbounded=_UNBOUNDED)
-        return CompiledGraph(captured, role, _for_device(options, example_inputs))
+        fitted = options if chosen else _for_device(options, example_inputs)
+        return CompiledGraph(captured, role, fitted)
 
     return compile_graph
 
 
 def _for_device(options: Options, inputs: Sequence[Any]) -> Options:
-    """``options`` with the target that the inputs lie on, where they are on a GPU and none is given."""
-    device = next((x.device for x in inputs if hasattr(x, "device") and x.device.type != "cpu"), None)
-    if device is None or options.target != "cpu":
+    """``options`` with the target that the inputs lie on, if that is a GPU."""
+    devices = [x.device for x in inputs if hasattr(x, "device")]
+    gpu = next((d for d in devices if d.type == "cuda"), None)
+    other = next((d for d in devices if d.type not in ("cpu", "cuda")), None)
+    if other is not None:
+        help = "run on a CPU or a CUDA or ROCm GPU"
+        raise UnsupportedError("MP430", f"mplan has no target for {other.type} devices", help=help)
+    if gpu is None:
         return options
-    return replace(options, target=_gpu_name(device))
+    import torch
+
+    memory = torch.cuda.get_device_properties(gpu).total_memory
+    budget = memory if options.budget is None else min(memory, options.budget)
+    return replace(options, target=_gpu_name(gpu), budget=budget)
 
 
 def _gpu_name(device: Any) -> str:

@@ -8,6 +8,7 @@ failed, 6 missing tool.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -99,8 +100,9 @@ def _progress(text: str) -> Iterator[None]:
 def plan(
     model: Annotated[str, typer.Argument(help="model.py[:fn], .pt2, .mpir, .csv or DAG .json")],
     target: Target = "cpu",
-    budget: Budget = None,
-    capacity: Annotated[str | None, typer.Option(help="Same as --budget.")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", "--capacity", help="Bytes for the arena: 65536, 64KiB.")
+    ] = None,
     solver: Solver = "auto",
     limit: Limit = 10.0,
     seed: Seed = 0,
@@ -113,7 +115,7 @@ def plan(
     from mplan import compiler
     from mplan.report import render as show
 
-    options = _options(target, budget or capacity, solver, limit, seed, dump)
+    options = _options(target, budget, solver, limit, seed, dump)
     with _progress(f"planning {model}"):
         result = compiler.plan(model, options=options)
     if output:
@@ -163,7 +165,9 @@ def compile_(
 def run(
     folder: Annotated[Path, typer.Argument(help="A folder that `mplan compile` wrote.")],
     emulator: Annotated[Literal["unicorn", "qemu"], typer.Option(help="Who runs it.")] = "unicorn",
-    timeout: Annotated[float, typer.Option(help="Seconds before the emulator is stopped.")] = 300.0,
+    timeout: Annotated[
+        float, typer.Option(min=1.0, help="Seconds before the emulator is stopped.")
+    ] = 300.0,
     as_json: Json = False,
 ) -> None:
     """Build compiled C for its part and run it in an emulator, beside PyTorch's outputs."""
@@ -226,6 +230,9 @@ def explain(
         else:
             out.print(f"{subject.upper()}: {code.title}\n\n{code.text}", markup=False)
         return
+    if re.fullmatch(r"MP\d+", subject.upper()):
+        hint = f"codes go from {min(CODES)} to {max(CODES)}; docs/errors.md lists them"
+        raise UserError("MP429", f"there is no error code {subject.upper()}", help=hint)
     from mplan.report import explain as explain_plan
     from mplan.report import render_explanation
 

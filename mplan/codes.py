@@ -358,6 +358,16 @@ CODES: dict[str, Code] = {
         "example inputs are missing",
         "A module can be captured only with example inputs: mplan.plan(model, (tensor, …)).",
     ),
+    "MP429": Code(
+        "unknown error code",
+        "`mplan explain` prints the long text of an error code such as MP205; there is none of this "
+        "number.",
+    ),
+    "MP430": Code(
+        "no target for this device",
+        "The model's tensors lie on a device for which mplan has no target; it plans for CPUs and for "
+        "CUDA and ROCm GPUs.",
+    ),
     "MP490": Code(
         "a file cannot be read",
         "The file does not exist, may not be read, or is not UTF-8 text.",

@@ -210,13 +210,20 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
     sources = tuple(sorted(f for f in files if f.endswith(".c") and "selftest" not in f))
     inputs, returned = bundle.ports(planned.graph)
     arena = planned.plan.peak_bytes(planned.target.arena)
-    manifest = bundle.Manifest(
-        name, planned.target.name, sources, inputs, returned, arena, planned.plan.digest
-    )
     if project:
         files |= emit_project(project, name, planned.target, files)
     files[bundle.PLAN] = print_plan(result.file)
     files[bundle.GOLDEN] = safetensors.numpy.save(golden)
+    manifest = bundle.Manifest(
+        name,
+        planned.target.name,
+        sources,
+        (*files, bundle.MANIFEST),
+        inputs,
+        returned,
+        arena,
+        planned.plan.digest,
+    )
     files[bundle.MANIFEST] = bundle.manifest_json(manifest)
     return files
 

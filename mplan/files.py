@@ -20,6 +20,18 @@ def read_text(path: str | Path) -> str:
         raise UserError("MP490", message, Where(str(path)), help) from error
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make the folder ``path`` and its parents if they are absent; UserError MP491 if that fails."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        message = f"cannot make the folder {path}: {_reason(error)}"
+        help = "give a place with write permission and free space"
+        raise UserError("MP491", message, Where(str(path)), help) from error
+    return folder
+
+
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Write ``content`` (text as UTF-8) to ``path`` whole or not at all.
 

@@ -111,6 +111,14 @@ def test_compile_then_run_matches_pytorch(model: Path, tmp_path: Path) -> None:
     assert witness.json["emulator"] == "qemu"
 
 
+def test_a_second_compilation_replaces_the_first(model: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        done = run_cli("compile", model, "-o", tmp_path / "out", "--name", name, "--project", "cmake")
+        assert done.code == 0, done.err
+    assert (tmp_path / "out" / "second.c").exists()
+    assert not list((tmp_path / "out").glob("first*"))
+
+
 def test_explain_names_the_holder_and_prices_advice(model: Path) -> None:
     done = run_cli("explain", model, "-t", "stm32f746", "--json")
     assert done.code == 0, done.err
@@ -203,6 +211,18 @@ def test_targets_and_doctor() -> None:
         (("explain", "absent.py"), 2, ("MP306",)),
         (("run", "absent"), 2, ("MP425",)),
         (("nonsense",), 2, ()),
+        (("plan", "."), 2, ("MP310", "folder")),
+        (("plan", "junk.pt2"), 2, ("MP310", "exported program")),
+        (("plan", "junk.mpir"), 2, ("MP101", "junk.mpir:1:1")),
+        (("plan", "junk.csv"), 2, ("junk.csv",)),
+        (("plan", "junk.json"), 2, ("junk.json",)),
+        (("check", "junk.json"), 2, ("junk.json",)),
+        (("diff", "junk.json", "junk.json"), 2, ("junk.json",)),
+        (("viz", "junk.json"), 2, ("junk.json",)),
+        (("explain", "MP9999"), 2, ("MP429",)),
+        (("run", ".", "--timeout", "-1"), 2, ()),
+        (("opt", "junk.mpir", "-p", "nothing"), 2, ()),
+        (("plan", "good.mpir", "--dump", "/proc/dump"), 2, ("MP491",)),
     ],
 )
 def test_bad_calls_have_a_code_and_help(
@@ -213,6 +233,9 @@ def test_bad_calls_have_a_code_and_help(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in ("junk.pt2", "junk.mpir", "junk.csv", "junk.json"):
+        (tmp_path / name).write_text("?!")
+    (tmp_path / "good.mpir").write_text("graph @g(%x: f32[4]) {\n  return %x\n}\n")
     failed(run_cli(*args), code, *texts)
 
 

@@ -114,7 +114,7 @@ def test_zoo_computes_the_same_after_cleaning(name: str) -> None:
 @pytest.mark.parametrize("name", zoo.TRAINABLE)
 def test_training_steps_compute_the_same_after_cleaning(name: str) -> None:
     c = zoo.captured_training(name)
-    ctx = context(c.constants, inference=False)
+    ctx = context(c.constants)
     before = outputs_of(c.graph, ctx, c)
     cleaned = transform(c.graph, f"{CLEANING},fold_batch_norm", ctx)
     assert len(cleaned.ops) < len(c.graph.ops)
@@ -239,9 +239,3 @@ def test_batch_norm_stays(kind: str) -> None:
     ctx = context(c.constants)
     assert FoldBatchNorm().run(c.graph, ctx) is c.graph
     assert ctx.constants is c.constants and not ctx.notes
-
-
-def test_batch_norm_stays_while_training_a_model_in_evaluation_mode() -> None:
-    module, shape = FOLDABLE["conv"]
-    c = capture(module, (torch.randn(shape),))
-    assert FoldBatchNorm().run(c.graph, context(c.constants, inference=False)) is c.graph

@@ -93,3 +93,15 @@ def test_a_dump_says_which_pass_made_it(tmp_path: Path) -> None:
     assert [p.name[3:-5] for p in dumps] == PIPELINES["mcu"].split(",")
     assert dumps[0].read_text().startswith("// after canonicalize (")
     parse(dumps[-1].read_text())
+
+
+def test_unused_results_take_no_memory_where_kernels_are_ours() -> None:
+    graph = parse(
+        "graph @g(%x: f32[1,1,4,4]) {\n"
+        "  %y: f32[1,1,2,2], %i: i64[1,1,2,2] = aten.max_pool2d_with_indices.default("
+        "self=%x, kernel_size=[2, 2], stride=[2, 2])\n  return %y\n}"
+    )
+    on_mcu = plan_graph(graph, {}, Options(target="stm32f746"))
+    assert on_mcu.plan.peak_bytes("sram") == 16 * 4 + 4 * 4
+    kept = parse(str(graph).replace("return %y", "return %y, %i"))
+    assert plan_graph(kept, {}, Options(target="stm32f746")).plan.peak_bytes("sram") >= 112

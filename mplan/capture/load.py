@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import zipfile
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,6 +34,8 @@ def load_model(spec: str) -> tuple[Module | ExportedProgram, tuple[Any, ...], di
     MP309 is raised by captures; MP310: something has the wrong type.
     """
     path, name = _split(spec)
+    if path.is_dir():
+        raise UserError("MP310", f"{path} is a folder", Where(str(path)), "name a file in it")
     if not path.is_file():
         raise UserError("MP306", f"there is no file {path}", help=_similar_file(path))
     if path.suffix == ".pt2":
@@ -67,6 +70,9 @@ def _similar_file(path: Path) -> str:
 def _load_exported(path: Path) -> tuple[ExportedProgram, tuple[Any, ...], dict[str, Any]]:
     import torch
 
+    if not zipfile.is_zipfile(path):
+        hint = "write the file with torch.export.save"
+        raise UserError("MP310", f"{path} is no exported program", Where(str(path)), hint)
     try:
         program = torch.export.load(path)
     except Exception as e:

@@ -1,7 +1,7 @@
-"""What ``mplan compile`` writes: C sources, the plan, golden data, a manifest; all or nothing.
+"""What ``mplan compile`` writes: C sources, the plan, golden data, and a manifest that comes last.
 
-``mplan.json`` (the manifest) names the sources and the inputs and outputs, so that ``mplan run`` and
-other tools need nothing but the folder.
+``mplan.json`` (the manifest) names the files, the inputs and the outputs, so that ``mplan run`` and
+other tools need nothing but the folder. A folder that has a manifest is complete.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mplan.diagnostics import UserError, Where
-from mplan.files import read_text, write_atomic
+from mplan.files import make_folder, read_text, write_atomic
 from mplan.ir.graph import Graph, Value
 from mplan.ir.types import TensorType
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 MANIFEST = "mplan.json"
+SCHEMA_VERSION = 1
 GOLDEN = "golden.safetensors"
 PLAN = "plan.json"
 
@@ -49,11 +47,12 @@ class Manifest:
     name: str
     target: str
     sources: tuple[str, ...]
+    files: tuple[str, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     arena_bytes: int
     digest: str
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
 
 
 def identifier(text: str) -> str:
@@ -86,26 +85,30 @@ def golden_tensors(inputs: Sequence[Any], outputs: Sequence[Any]) -> dict[str, A
 
 
 def write_files(folder: Path, files: Mapping[str, str | bytes]) -> tuple[str, ...]:
-    """Write all ``files`` under ``folder`` (made if absent); the manifest comes last.
+    """Write all ``files`` under ``folder`` (made if absent) in place of an earlier compilation.
 
-    Everything exists in memory before the first byte is written. UserError MP491 if the folder
-    cannot be written.
+    The old manifest goes first and the new one comes last, so a failure midway leaves no folder that
+    looks complete. UserError MP491 if the folder cannot be written.
     """
-    with _reported(folder):
-        for name in files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        make_folder((folder / name).parent)
+    stale = _files_of(folder) - set(files)
+    with suppress(OSError):
+        (folder / MANIFEST).unlink(missing_ok=True)
     for name in sorted(files, key=lambda n: n == MANIFEST):
         write_atomic(folder / name, files[name])
+    for name in stale:
+        with suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
     return tuple(files)
 
 
-@contextmanager
-def _reported(folder: Path) -> Iterator[None]:
+def _files_of(folder: Path) -> set[str]:
+    """The files that an earlier compilation left in ``folder``."""
     try:
-        yield
-    except OSError as e:
-        message = f"cannot make the folder {folder}: {e.strerror or e}"
-        raise UserError("MP491", message, Where(str(folder)), "give a writable place") from None
+        return set(load_manifest(folder).files)
+    except UserError:
+        return set()
 
 
 def manifest_json(manifest: Manifest) -> str:
@@ -121,16 +124,30 @@ def load_manifest(folder: Path) -> Manifest:
         raise UserError("MP425", f"{folder} has no {MANIFEST}", Where(str(folder)), hint)
     try:
         data = json.loads(read_text(path))
-        return Manifest(
-            **{
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {data['schema_version']!r}")
+        return _checked_names(
+            {
                 **data,
                 "sources": tuple(data["sources"]),
+                "files": tuple(data["files"]),
                 "inputs": tuple(_load_port(p) for p in data["inputs"]),
                 "outputs": tuple(_load_port(p) for p in data["outputs"]),
             }
         )
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise UserError("MP425", f"{path} is not a manifest: {e}", Where(str(path)), hint) from None
+
+
+def _checked_names(fields: dict[str, Any]) -> Manifest:
+    """The manifest of ``fields``; ValueError for names that lead out of the folder or are no C."""
+    manifest = Manifest(**fields)
+    if identifier(manifest.name) != manifest.name:
+        raise ValueError(f"{manifest.name!r} is no name of a network")
+    for name in (*manifest.sources, *manifest.files):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name!r} is not in the folder")
+    return manifest
 
 
 def _load_port(data: Mapping[str, Any]) -> Port:

@@ -120,7 +120,7 @@ def _is_view(schema: Any) -> bool:
 def to_torch(kind: str, args: Mapping[str, BoundArg]) -> dict[str, Any]:
     """Arguments as torch takes them: dtypes, devices, layouts and memory formats by torch's objects."""
     types = _param_types(kind)
-    return {name: _torch_value(arg, types.get(name, "")) for name, arg in args.items()}
+    return {name: torch_value(arg, types.get(name, "")) for name, arg in args.items()}
 
 
 @lru_cache(maxsize=4096)
@@ -128,13 +128,14 @@ def _param_types(kind: str) -> dict[str, str]:
     return {a.name: _notation(str(a.real_type)).rstrip("?") for a in overload(kind)._schema.arguments}
 
 
-def _torch_value(arg: BoundArg, type_: str) -> Any:
+def torch_value(arg: BoundArg, type_: str) -> Any:
+    """``arg`` for a parameter of the schema type ``type_`` as torch takes it."""
     import torch
 
     if isinstance(arg, DType):
         return getattr(torch, arg.torch_name)
     if isinstance(arg, tuple):
-        return [_torch_value(item, type_) for item in arg]
+        return [torch_value(item, type_) for item in arg]
     if isinstance(arg, str) and type_ == "Device":
         return torch.device(arg)
     if isinstance(arg, str) and type_ in ("MemoryFormat", "Layout", "ScalarType"):
@@ -164,7 +165,7 @@ def _infer(kind: str, args: _Args) -> tuple[Type | None, ...]:
     op = overload(kind)
     try:
         with _meta() if _is_view(op._schema) else _fake_cpu():
-            out = op(**to_torch(kind, {name: _fake(arg) for name, arg in args}))
+            out = op(**to_torch(kind, {name: sample_of(arg) for name, arg in args}))
     except Exception as e:  # torch raises whatever the operator's meta function does
         raise _rejection(kind, args, e) from None
     return tuple(type_of(item) for item in flat_results(out))
@@ -219,7 +220,7 @@ def _show(arg: BoundArg) -> str:
     return print_type(arg) if isinstance(arg, (TensorType, ScalarType)) else print_arg(arg)
 
 
-def _fake(arg: BoundArg) -> Any:
+def sample_of(arg: BoundArg) -> Any:
     """A tensor for a type (fake while a fake mode is active), a sample number for a scalar type."""
     import torch
 
@@ -229,7 +230,7 @@ def _fake(arg: BoundArg) -> Any:
     if isinstance(arg, ScalarType):
         return {"int": 1, "float": 1.0, "bool": True}[arg.name]
     if isinstance(arg, tuple):
-        return tuple(_fake(item) for item in arg)
+        return tuple(sample_of(item) for item in arg)
     return arg
 
 
@@ -297,7 +298,7 @@ def _counted(kind: str, args: _Args) -> int:
     counter = FlopCounterMode(display=False, custom_mapping=_cpu_attention())
     try:
         with _fake_cpu():
-            inputs = to_torch(kind, {name: _fake(arg) for name, arg in args})
+            inputs = to_torch(kind, {name: sample_of(arg) for name, arg in args})
             with counter:
                 overload(kind)(**inputs)
     except Exception:  # an operator that needs data has no contraction that torch knows

@@ -44,6 +44,11 @@ class DType(Enum):
         return _TORCH_NAMES[self]
 
     @property
+    def numpy_name(self) -> str:
+        """The attribute of the numpy module (which has no bfloat16)."""
+        return "bool_" if self is DType.BOOL else self.torch_name
+
+    @property
     def is_float(self) -> bool:
         """Whether elements are real floating-point numbers."""
         return self in (DType.F64, DType.F32, DType.F16, DType.BF16)

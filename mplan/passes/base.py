@@ -6,7 +6,6 @@ decides beyond the graph (the plan, certificates) goes into the run's ``Context`
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -22,6 +21,8 @@ class Context:
 
     ``constants`` maps the names of param, buffer and const inputs to tensors; passes that fold
     constants replace the mapping. ``lowered`` and ``plan`` are set by the planning passes.
+    ``schedule`` leaves the captured graph with its certificate, the certificate for the new order,
+    the captured order's peak, and the seconds it took.
     """
 
     layout: Layout
@@ -29,13 +30,14 @@ class Context:
     seed: int = 0
     solver: str = "auto"
     constants: Mapping[str, Any] = field(default_factory=dict)
-    inference: bool = True
     lowered: Lowered | None = None
     plan: Plan | None = None
     baseline_peak_bytes: int | None = None
     schedule_certificate: Certificate | None = None
     notes: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
+    captured: Graph | None = None
+    captured_certificate: Certificate | None = None
+    spent_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,6 @@ class FoldBatchNorm(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph without the foldable norms; ``graph`` itself when there are none."""
-        if not ctx.inference:
-            return graph
         folding = _Folding(graph, dict(ctx.constants))
         for op in graph.ops:
             folding.visit(op)

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from mplan.ir.graph import Graph
 from mplan.ir.plan import Certificate
-from mplan.ir.storage import problem_of
+from mplan.ir.storage import Lowered, problem_of
 from mplan.passes.base import Context, Pass
+from mplan.passes.live import live_peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +38,34 @@ class ScheduleOps(Pass):
             limit_s=self.limit_s or ctx.limit_s / 2,
             seed=ctx.seed,
         )
-        order = _ops_in_order(ordered.order, lowered.op_of)
+        order = _best_order(lowered, ordered.order)
         ctx.schedule_certificate = _renumber(ordered.certificate, order, lowered.op_of)
+        ctx.spent_s = ordered.certificate.seconds
         if order == tuple(range(len(graph.ops))):
             return graph
+        ctx.captured, ctx.captured_certificate = graph, ordered.certificate
         return replace(graph, ops=tuple(graph.ops[i] for i in order))
 
 
-def _ops_in_order(steps: tuple[int, ...], op_of: tuple[int, ...]) -> tuple[int, ...]:
-    """The ops by their last phase.
+def _best_order(lowered: Lowered, steps: tuple[int, ...]) -> tuple[int, ...]:
+    """Whole ops in the order of ``steps``, where phases of several ops may stand between each other.
 
-    Another op between two phases of an op could as well run before the first: an op holds its
-    operands until its last phase, so no more is live then. The peak does not grow.
+    Ops are taken by their last phase and by their first; of these and the captured order, the one
+    with the lowest peak.
     """
-    last = {op_of[step]: position for position, step in enumerate(steps)}
-    return tuple(sorted(last, key=last.__getitem__))
+    position = {step: p for p, step in enumerate(steps)}
+    phases: dict[int, list[int]] = {}
+    for step, op in enumerate(lowered.op_of):
+        phases.setdefault(op, []).append(step)
+    by_last = tuple(sorted(phases, key=lambda op: position[phases[op][-1]]))
+    by_first = tuple(sorted(phases, key=lambda op: position[phases[op][0]]))
+    captured = tuple(range(len(phases)))
+    region = lowered.problem.regions[0].name
+
+    def peak(order: tuple[int, ...]) -> int:
+        return live_peak(lowered.problem, [s for op in order for s in phases[op]], region)[0]
+
+    return min(dict.fromkeys((by_last, by_first, captured)), key=peak)
 
 
 def _renumber(certificate: Certificate, order: tuple[int, ...], op_of: tuple[int, ...]) -> Certificate:

@@ -141,7 +141,7 @@ def _bytes(sample: Sequence[Any], expected: Sequence[Port]) -> bytes:
         if tuple(array.shape) != port.shape:
             message = f"input {port.name} has the shape {list(array.shape)}, not {list(port.shape)}"
             raise UserError("MP426", message)
-        dtype = DType(port.dtype).torch_name.replace("bool", "bool_")
+        dtype = DType(port.dtype).numpy_name
         parts.append(np.ascontiguousarray(array, dtype=getattr(np, dtype)).tobytes())
     return b"".join(parts)
 
@@ -155,7 +155,7 @@ def _outputs(data: bytes, manifest: Manifest, samples: int) -> tuple[tuple[np.nd
     for _ in range(samples):
         arrays = []
         for port in manifest.outputs:
-            dtype = getattr(np, DType(port.dtype).torch_name.replace("bool", "bool_"))
+            dtype = getattr(np, DType(port.dtype).numpy_name)
             part = data[position : position + port.nbytes]
             steps = [stride * dtype().itemsize for stride in port.strides]
             strided = np.ndarray(port.shape, dtype, part, strides=steps)

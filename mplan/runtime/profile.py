@@ -86,14 +86,14 @@ def pattern_of(op: Op, types: Mapping[str, Type], symbols: Mapping[str, Symbol])
 def _signature(op: Op, types: Mapping[str, Type], highs: Mapping[str, int]) -> object:
     import torch
 
-    bound = tuple((name, bind_arg(arg, types, highs)) for name, arg in op.args)
-    shared = tuple(v.alias.kind if v.alias else "" for v in op.values)
+    bound = repr([(name, bind_arg(arg, types, highs)) for name, arg in op.args])  # 1 is not 1.0
+    results = tuple((types[v.name], v.alias and v.alias.kind) for v in op.values)
     return (
         op.kind,
         bound,
         op.loop,
         tuple(types[n] for n in op.operands),
-        shared,
+        results,
         torch.get_num_threads(),
     )
 
@@ -114,9 +114,9 @@ def _learn(op: Op, types: Mapping[str, Type], highs: Mapping[str, int]) -> Patte
 
 
 def _sample(type_: Type) -> Any:
-    from mplan.ir.aten_ops import _fake
+    from mplan.ir.aten_ops import sample_of
 
-    sample = _fake(type_)
+    sample = sample_of(type_)
     return sample.zero_() if hasattr(sample, "zero_") else sample
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,10 +77,13 @@ class Program:
     def __call__(self, args: list[Any]) -> list[Any]:
         """Run once, without autograd; ``args`` are the graph's inputs in order."""
         import torch
+        from torch.utils._python_dispatch import _disable_current_modes
 
         assert self._function is not None
         self.calls += 1
-        with torch.no_grad():
+        # AOTAutograd makes the first call under a mode that turns numbers into more tensors.
+        watched = torch._C._len_torch_dispatch_stack() > 0
+        with torch.no_grad(), _disable_current_modes() if watched else nullcontext():
             return self._run(self._function, args)
 
     def _run(self, function: Callable[..., Any], args: list[Any]) -> list[Any]:
@@ -228,10 +232,10 @@ class _Writer:
     def _constant(self, arg: Arg, type_: str, kind: str) -> str:
         if arg is None or isinstance(arg, (bool, int)):
             return repr(arg)
-        from mplan.ir.aten_ops import _torch_value
+        from mplan.ir.aten_ops import torch_value
 
         name = f"c{len(self.scope)}"
-        self.scope[name] = _torch_value(arg, type_)
+        self.scope[name] = torch_value(arg, type_)
         return name
 
     def _expression(self, arg: Arg) -> str:
@@ -245,6 +249,9 @@ class _Writer:
         pattern = pattern_of(op, self.types, self.table)
         if pattern.fault:
             self._fall_back(op, pattern.fault)
+            return []
+        if op.scratch != pattern.scratch:
+            self._fall_back(op, "its scratch memory was not planned (no profile_scratch)")
             return []
         scratch = self.lowered.scratch_of[index]
         slots = []

@@ -94,6 +94,8 @@ class _Run:
             self.uc.mem_write(address, data)
         except self.unicorn.UcError as error:
             raise self._bad_request("write", address, len(data)) from error
+        if self.trace_memory:
+            self.trace.note(address, len(data))
 
     def _bad_request(self, verb: str, address: int, size: int) -> CheckError:
         text = f"the program asked the host to {verb} {size:,} B at {address:#010x}"

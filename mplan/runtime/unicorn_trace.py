@@ -114,6 +114,13 @@ class Trace:
         if stores:
             self._attach(bindings.uclib, self._unicorn.UC_HOOK_MEM_WRITE, library.mplan_on_write)
 
+    def note(self, address: int, size: int) -> None:
+        """Note bytes that the host wrote for the program, as if the program had."""
+        memory = self._firmware.memory_of(address)
+        if memory is not None:
+            start = address - (memory.base or 0)
+            self._touched[memory.name][start : start + size] = bytes([self._trace.phase]) * size
+
     def written(self) -> Written:
         """For each byte of each memory whether the program wrote it since main began."""
         import numpy

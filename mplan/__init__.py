@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mplan.version import __version__
+
 if TYPE_CHECKING:
     from mplan.compiler import Compiled, Result, plan
     from mplan.compiler import compile_model as compile
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from mplan.passes.schedule import schedule
     from mplan.targets.load import load_target
     from mplan.targets.model import Target
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Certificate",

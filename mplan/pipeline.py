@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mplan import __version__
 from mplan.diagnostics import UserError
 from mplan.files import make_folder, write_atomic
 from mplan.ir.graph import Graph
@@ -24,6 +23,7 @@ from mplan.passes.base import Context, Pass
 from mplan.passes.registry import parse_pipeline, print_pass
 from mplan.targets.load import load_target
 from mplan.targets.model import Target
+from mplan.version import __version__
 
 PIPELINES = {
     "cpu": "canonicalize,fuse_attention,inplace,profile_scratch,schedule,allocate",

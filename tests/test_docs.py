@@ -219,7 +219,7 @@ def used_codes() -> dict[str, set[str]]:
     """The codes in the source, but for their table: code → files."""
     used: dict[str, set[str]] = {}
     for path in (ROOT / "mplan").rglob("*.py"):
-        if path.name != "codes.py":
+        if "codes" not in path.parts:
             for code in re.findall(r"\"(MP\d{3})\"", path.read_text(encoding="utf-8")):
                 used.setdefault(code, set()).add(name_of(path))
     return used

@@ -20,7 +20,7 @@ MAX_LINES = 500
 
 #: The rooms of the package from the ground up: a room imports only rooms of earlier lines.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"diagnostics", "codes", "units"}),
+    frozenset({"diagnostics", "codes", "units", "version"}),
     frozenset({"files"}),
     frozenset({"ir"}),
     frozenset({"targets"}),

@@ -41,6 +41,7 @@ __all__ = [
     "Problem",
     "Result",
     "Target",
+    "__version__",
     "allocate",
     "check",
     "compile",
@@ -84,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The public names."""
-    return sorted([*__all__, "__version__"])
+    return sorted(__all__)

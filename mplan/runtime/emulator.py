@@ -45,7 +45,8 @@ class RunResult:
     to ``instruction_resolution`` (1 in unicorn, a tick of the board's timer in QEMU).
     ``stack_bytes`` is the depth of the deepest word written. ``sram_touched_bytes`` counts the
     distinct bytes of RAM written from the first instruction of main on, by the program or by the
-    host for it, ``touched`` the same for each object; both need memory tracing, which QEMU does not offer: None and empty there.
+    host for it, ``touched`` the same for each object; both need memory tracing, which QEMU does not
+    offer: None and empty there.
     """
 
     exit_code: int

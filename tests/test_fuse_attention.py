@@ -15,13 +15,15 @@ from mplan.capture.symbols import SymbolReader
 from mplan.ir.graph import Graph, Op
 from mplan.ir.interp import run
 from mplan.ir.ops import lookup
+from mplan.ir.parser import parse
 from mplan.ir.plan import Region
 from mplan.ir.storage import Layout
 from mplan.ir.verify import verify
 from mplan.passes.base import Context
 from mplan.passes.fuse_attention import FuseAttention
 from mplan.runtime.attention import cpu_attention
-from tests.attention_variants import OTHERS, VARIANTS
+from tests.attention_lookalikes import OTHERS
+from tests.attention_variants import VARIANTS
 
 LEVELS = ("as written", "eager ops", "core ATen")
 
@@ -121,4 +123,37 @@ def test_look_alike_is_left_alone_with_a_reason(name: str, level: str) -> None:
     assert graph is found.graph
     assert len(notes) == 1
     assert OTHERS[name][2] in notes[0]
-    assert "attention_variants.py:" in notes[0]
+    assert "attention_lookalikes.py:" in notes[0]
+
+
+MASKED = """
+graph @masked(%q: f32[2,3,4], %k: f32[2,4,3], %v: f32[2,3,4], buffer %m: bool[3,3] "m") {{
+  {change}
+  %s: f32[2,3,3] = aten.bmm.default(self=%q, mat2=%k)
+  %f: f32[2,3,3] = aten.masked_fill.Scalar(self=%s, mask=%{mask}, value=-inf)
+  %p: f32[2,3,3] = aten._softmax.default(self=%f, dim=-1, half_to_float=false)
+  %o: f32[2,3,4] = aten.bmm.default(self=%p, mat2=%v)
+  return %o{more}
+}}
+"""
+CHANGES = {
+    "not at all": ("", "m", "", True),
+    "in place": (
+        "%n: bool[3,3] inplace(%m) = aten.logical_not_.default(self=%m)",
+        "n",
+        "",
+        False,
+    ),
+    "by assignment": ("%n: bool[3,3] = aten.logical_not.default(self=%m)", "m", ", %n", False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_buffer_that_changes_is_no_constant(change: str) -> None:
+    line, mask, more, causal = CHANGES[change]
+    graph = parse(MASKED.format(change=line, mask=mask, more=more))
+    constants = {"m": torch.ones(3, 3).triu(1).bool()}
+    found = FuseAttention().run(graph, Context(Layout(Region("arena")), constants=constants))
+    verify(found, deep=True)
+    assert bool(attention(found).arg("is_causal")) == causal
+    assert (attention(found).arg("attn_mask") is None) == causal

@@ -105,6 +105,69 @@ def test_sizes_known_at_run_time(name: str, decompose: bool) -> None:
     torch.testing.assert_close(actual[0], expected[0])
 
 
+def tril(n: Any) -> Any:
+    return torch.ones(n, n, dtype=torch.bool).tril()
+
+
+def ge(n: Any) -> Any:
+    return torch.arange(n)[:, None] >= torch.arange(n)[None, :]
+
+
+def ahead(n: Any) -> Any:
+    return torch.arange(n)[None] - torch.arange(n)[:, None]
+
+
+#: Ways to hide the future, and what else they hide: of scores [B, H, n, n].
+TRIANGLES: dict[str, tuple[Any, bool]] = {
+    "tril": (lambda s, n: s.masked_fill(~tril(n), -torch.inf), True),
+    "triu": (lambda s, n: s.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf), True),
+    "added": (lambda s, n: s + torch.full((n, n), -torch.inf).triu(diagonal=1), True),
+    "float mask": (lambda s, n: s + (1.0 - tril(n).float()) * -1e9, True),
+    "equals zero": (lambda s, n: s.masked_fill(torch.ones(n, n).tril()[None, None] == 0, -1e9), True),
+    "positions": (lambda s, n: torch.where(ge(n), s, -torch.inf), True),
+    "distance": (
+        lambda s, n: torch.where(
+            (torch.arange(n)[None] - torch.arange(n)[:, None]) <= 0, s, -torch.inf
+        ),
+        True,
+    ),
+    "shifted": (lambda s, n: s.masked_fill(~torch.ones(n, n).bool().tril(1), -torch.inf), False),
+    "the past": (lambda s, n: s.masked_fill(~torch.ones(n, n).bool().triu(), -torch.inf), False),
+    "everything": (lambda s, n: torch.where(torch.arange(n) >= 0, s, -torch.inf), False),
+}
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+@pytest.mark.parametrize("name", TRIANGLES)
+def test_triangles_of_unknown_size(name: str, decompose: bool) -> None:
+    hide, causal = TRIANGLES[name]
+
+    class Hidden(nn.Module):
+        def forward(self, q: Any, k: Any, v: Any) -> Any:
+            return hide(q @ k.transpose(-2, -1), q.shape[2]).softmax(-1) @ v
+
+    length = Dim("n", min=2, max=64)
+    inputs = (rand(2, 3, 7, 8), rand(2, 3, 7, 8), rand(2, 3, 7, 9))
+    shapes = ({2: length}, {2: length}, {2: length})
+    found = capture(Hidden(), inputs, dynamic_shapes=shapes, decompose=decompose)
+    graph, notes = fused(found)
+    assert notes == []
+    op = attention(graph)
+    assert op.arg("is_causal", False) == causal
+    assert (op.arg("attn_mask") is None) == (causal or name == "everything")
+    longer = (rand(2, 3, 11, 8), rand(2, 3, 11, 8), rand(2, 3, 11, 9))
+    expected, actual = outputs(found.graph, found, longer), outputs(graph, found, longer)
+    torch.testing.assert_close(actual[0], expected[0])
+
+
+def test_bert_of_unknown_length_sees_everything() -> None:
+    shapes = ({0: Dim("b", min=1, max=8), 1: Dim("n", min=2, max=32)},)
+    found = capture(build("bert"), (tokens(),), dynamic_shapes=shapes)
+    graph, notes = fused(found)
+    assert notes == []
+    assert [op.arg("attn_mask") for op in attentions(graph)] == [None, None]
+
+
 def test_merged_heads_of_unknown_length_keep_an_exact_bound() -> None:
     """Splitting ``batch * heads`` must give the number of heads, not a looser expression."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mplan.diagnostics import MplanError
 from mplan.ir.graph import Arg, Graph, Op, Ref, tensor_type
 from mplan.ir.ops import bound_args, lookup
+from mplan.ir.storage import storages
 from mplan.ir.types import Dim, TensorType
 
 if TYPE_CHECKING:
@@ -35,11 +36,18 @@ class Facts:
         self._given = self._find_given()
 
     def _find_fixed(self) -> frozenset[str]:
-        """The values that depend on nothing but numbers, buffers and constants."""
+        """The values that depend on nothing but numbers, constants and buffers that stay the same.
+
+        A buffer that the model assigns to has its next state among the outputs.
+        """
+        root = storages(self.graph).root
+        written = {root[v.name] for v in self.graph.values if v.alias and v.alias.kind == "inplace"}
+        returned = {self.values[name].type for name in self._returned}
         fixed = {
             i.value.name
             for i in self.graph.inputs
-            if i.role in ("buffer", "const") and i.value.name in self._tensors
+            if i.value.name in self._tensors and i.value.name not in written
+            if i.role == "const" or (i.role == "buffer" and i.value.type not in returned)
         }
         for op in self.graph.ops:
             if not op.loop and len(op.values) == 1 and fixed.issuperset(op.operands):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from mplan.passes.fuse_attention.layout import Group, Space
 from mplan.passes.fuse_attention.operands import View, atoms, rearrange
 from mplan.passes.fuse_attention.region import Bias, Keep, Operand
 from mplan.passes.fuse_attention.scores import MASKED
+from mplan.passes.fuse_attention.steps import Halves, Shape, Uniform, shape_of
 from mplan.passes.fuse_attention.views import base_name, broadcast, source, through_view
 
 if TYPE_CHECKING:
@@ -125,14 +126,16 @@ class _Look:
         matrix = self._matrix(keep.operand)
         hard = keep.fill == MINUS_INFINITY
         if matrix is None:
-            return _Seen(keep, "unknown", True, hard)
+            shape = shape_of(self.facts, keep.operand.value)
+            verdict = self._line(keep.operand, shape, lambda value: bool(value) != keep.negated)
+            return _Seen(keep, verdict, True, hard)
         return _Seen(keep, self._verdict(~matrix if keep.negated else matrix), True, hard)
 
     def at_bias(self, bias: Bias) -> _Seen:
         """What is known of an additive mask, or of a bias that hides nothing."""
         matrix = self._matrix(bias.operand)
         if matrix is None:
-            return _Seen(bias, "unknown", self.facts.depends_on_inputs(bias.operand.value), False)
+            return self._at_unknown_bias(bias)
         matrix = matrix * bias.factor
         shown = matrix == 0
         hidden = matrix <= MASKED
@@ -140,6 +143,36 @@ class _Look:
             return _Seen(bias, "unknown", bool(hidden.any()), False)
         hard = bool((matrix[hidden] == MINUS_INFINITY).all())
         return _Seen(bias, self._verdict(shown), True, hard)
+
+    def _at_unknown_bias(self, bias: Bias) -> _Seen:
+        """An additive mask of unknown size, or a bias that may be anything."""
+        shape = shape_of(self.facts, bias.operand.value)
+        ends: list[float] = []
+        if isinstance(shape, Halves):
+            ends = [shape.inside, shape.outside]
+        elif isinstance(shape, Uniform):
+            ends = [shape.value]
+        values = [value * bias.factor for value in ends]
+        if not values or not all(value == 0 or value <= MASKED for value in values):
+            return _Seen(bias, "unknown", self.facts.depends_on_inputs(bias.operand.value), False)
+        verdict = self._line(bias.operand, shape, lambda value: value * bias.factor == 0)
+        hard = all(value == 0 or value == MINUS_INFINITY for value in values)
+        return _Seen(bias, verdict, True, hard)
+
+    def _line(self, operand: Operand, shape: Shape | None, shown: Callable[[float], bool]) -> str:
+        """The verdict on a mask that is known as a function of the position."""
+        if isinstance(shape, Uniform):
+            return "nothing hidden" if shown(shape.value) else "unknown"
+        if not isinstance(shape, Halves):
+            return "unknown"
+        inside, outside = shown(shape.inside), shown(shape.outside)
+        if inside and outside:
+            return "nothing hidden"
+        slopes = dict(zip(self.space.resolved(operand.layout), shape.line.slopes, strict=True))
+        along = slopes.pop(self.rows, 0), slopes.pop(self.keys, 0)
+        sides = (inside, outside, *along, shape.line.constant)
+        causal = sides in ((True, False, -1, 1, 0), (False, True, 1, -1, 1))
+        return "causal" if causal and not any(slopes.values()) else "unknown"
 
     def _verdict(self, shown: Tensor) -> str:
         import torch

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from mplan.ir.graph import Arg, Graph, Op, Ref, tensor_type
+from mplan.ir.ops import lookup
 from mplan.ir.types import DType, TensorType
 from mplan.passes.fuse_attention.emitter import Emitter, broadcast_shape
 from mplan.passes.fuse_attention.layout import Space
@@ -51,12 +52,13 @@ def _renamed(emitter: Emitter, op: Op, args: Mapping[str, Arg], space: Space) ->
 
 
 def drop_dead(graph: Graph) -> Graph:
-    """``graph`` without ops whose results nobody uses (those that overwrite something stay)."""
+    """``graph`` without ops whose results nobody uses; those that overwrite or draw numbers stay."""
     needed = set(graph.output_names)
     kept: list[Op] = []
     for op in reversed(graph.ops):
         writes = any(v.alias and v.alias.kind == "inplace" for v in op.values)
-        if not op.values or writes or any(v.name in needed for v in op.values):
+        used = not op.values or any(v.name in needed for v in op.values)
+        if used or writes or lookup(op.kind).random:
             needed.update(op.operands)
             needed.update(v.alias.of for v in op.values if v.alias)
             kept.append(op)

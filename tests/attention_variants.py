@@ -356,6 +356,17 @@ def relative_position_bias(q, k, v, bias):
     return (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
 
 
+@variant(lambda: (*square(), rand(B, S, S, 4), rand(4, H)))
+def bias_from_a_linear_layer(q, k, v, pairs, w):
+    bias = torch.einsum("bijc,ch->bhij", pairs, w)
+    return (bias + q @ k.transpose(-2, -1) / math.sqrt(E)).softmax(-1) @ v
+
+
+@variant(lambda: (*square(), rand(B, S, S, 4), rand(4, H)))
+def scores_and_bias_from_a_linear_layer(q, k, v, pairs, w):
+    return (q @ k.transpose(-2, -1) + (pairs @ w).permute(0, 3, 1, 2)).softmax(-1) @ v
+
+
 @variant(lambda: (*with_padding(), rand(H, L, S)))
 def bias_then_mask(q, k, v, keep, bias):
     scores = bias * 0.5 - -(q @ k.transpose(-2, -1))

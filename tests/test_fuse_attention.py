@@ -12,7 +12,7 @@ from mplan.capture.captured import Captured
 from mplan.capture.export import _sources, capture_exported, export
 from mplan.capture.fx import GraphReader
 from mplan.capture.symbols import SymbolReader
-from mplan.ir.graph import Graph, Op
+from mplan.ir.graph import Graph, Op, Ref, tensor_type
 from mplan.ir.interp import run
 from mplan.ir.ops import lookup
 from mplan.ir.parser import parse
@@ -23,7 +23,7 @@ from mplan.passes.base import Context
 from mplan.passes.fuse_attention import FuseAttention
 from mplan.runtime.attention import cpu_attention
 from tests.attention_lookalikes import OTHERS
-from tests.attention_variants import VARIANTS
+from tests.attention_variants import VARIANTS, E
 
 LEVELS = ("as written", "eager ops", "core ATen")
 
@@ -95,6 +95,9 @@ def test_variant_is_fused_and_computes_the_same(name: str, level: str) -> None:
     op = attention(graph)
     assert op.arg("is_causal", False) == name.startswith("causal")
     assert op.arg("enable_gqa", False) == name.startswith("grouped")
+    query = op.arg("query")
+    assert isinstance(query, Ref)
+    assert tensor_type(graph.value_table[query.name]).shape[-1] == E
     masked = any(word in name for word in ("padding", "bias", "blind", "alibi", "window"))
     assert (op.arg("attn_mask") is not None) == masked
 

@@ -16,6 +16,8 @@ from mplan.passes.fuse_attention.views import base_name, broadcast, is_cast, sou
 MASKED = -1e4
 #: Scores are never this low: limiting them from below changes nothing.
 _FLOOR = -1e30
+#: Ops between a product of queries and keys and its softmax.
+_LONGEST = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +41,22 @@ class ScoreWalk:
         self.space = space
         self.keys = keys
         self._failed: dict[str, Mismatch] = {}
+        self._depth = 0
 
     def walk(self, name: str, layout: Layout, scale: float = 1.0) -> Scores:
         """The scores ``name``, which count ``scale`` times; Mismatch if they are not of this form."""
         if name in self._failed:
             raise self._failed[name]
+        self._depth += 1
         try:
+            if self._depth > _LONGEST:
+                raise Mismatch("the way from the scores to a product is too long")
             found = self._walk(name, self.space.resolved(layout), scale)
         except Mismatch as e:
             self._failed[name] = e
             raise
+        finally:
+            self._depth -= 1
         return replace(found, path=(Operand(name, layout), *found.path))
 
     def _walk(self, name: str, layout: Layout, scale: float) -> Scores:
@@ -115,19 +123,37 @@ class ScoreWalk:
         name = base_name(op)
         signs = {"add": (1.0, alpha), "sub": (1.0, -alpha), "rsub": (-alpha, 1.0)}[name]
         failure: Mismatch | None = None
+        found: list[Scores] = []
         for mine, other, swapped in self.either(op, layout):
             own, others = reversed(signs) if swapped else signs
             at = self.operand(op, mine, layout).layout
             try:
-                found = self.walk(mine, at, scale * own)
+                scores = self.walk(mine, at, scale * own)
             except Mismatch as e:
                 failure = failure or e
                 continue
-            if not isinstance(other, Ref):
-                return found
-            biases = self.bias(op, other.name, layout, scale * others)
-            return replace(found, biases=(*found.biases, *biases))
-        raise failure or Mismatch("the scores are not a product of queries and keys", op)
+            if isinstance(other, Ref):
+                biases = self.bias(op, other.name, layout, scale * others)
+                scores = replace(scores, biases=(*scores.biases, *biases))
+            found.append(scores)
+        if not found:
+            raise failure or Mismatch("the scores are not a product of queries and keys", op)
+        return max(found, key=self._has_rows)
+
+    def _has_rows(self, scores: Scores) -> bool:
+        """Whether the queries have an axis of their own, as opposed to weights of a linear layer.
+
+        When the sum of two products enters a softmax, this tells attention from its bias.
+        """
+        groups = dict(zip(scores.product.out, self.space.resolved(scores.layout), strict=True))
+        keys = set(self.space.resolve(self.keys))
+        for query, key in scores.product.sides:
+            of_query, of_key = (
+                {a for label in side.known for a in groups.get(label, ())} for side in (query, key)
+            )
+            if keys <= of_key and not keys & of_query:
+                return bool(of_query - of_key) and bool(of_query & of_key or not of_key - keys)
+        return False
 
     def multiply(self, op: Op, layout: Layout, scale: float) -> Scores:
         """``scores * number``, ``scores / number``, or by a tensor that is the same for all keys."""

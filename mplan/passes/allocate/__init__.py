@@ -71,8 +71,9 @@ def allocate(
 ) -> Allocated:
     """Place the buffers whose first choice is ``region`` (default: the first region).
 
-    ``order`` must be valid. ``capacity_bytes`` replaces the region's capacity; the solver stops at
-    the deadline, at a proof, and not merely because the capacity is met. Raises OverBudget (an
+    ``order`` must be valid. ``capacity_bytes`` replaces the region's capacity. The solver stops at the
+    deadline or at a proof. A placement that fits the capacity comes first; once there is one, lower
+    ones are looked for in a fifth of the time that is left. Raises OverBudget (an
     InfeasibleError) MP221 if no placement fits the capacity, MP222 if none was found in time;
     UserError MP220 (unknown solver), MP223 (fixed offsets collide), MP226 (sizes out of range).
     """
@@ -88,7 +89,8 @@ def allocate(
     if capacity is not None and live > capacity:
         raise _over_budget("MP221", problem, order, name, instance, live, capacity)
     start = pack(instance, order_by(instance, lambda b: (b.start, b.buffer)), best_fit=False)
-    search = Search(start, instance.height(start), "first-fit", _floor(instance, live, position))
+    floor = _floor(instance, live, position)
+    search = Search(start, instance.height(start), "first-fit", floor, goal=capacity)
     run_solver(row, instance, search, deadline, seed)
     if capacity is not None and search.value > capacity:
         code = "MP221" if search.bound.bytes > capacity else "MP222"

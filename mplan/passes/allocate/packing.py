@@ -29,7 +29,8 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
     for minimise, share in ((False, 0.6), (True, 1.0)):
         if search.closed or deadline.expired:
             return
-        low, high = search.bound.bytes, search.value - 1 if minimise else search.bound.bytes
+        most = search.value - 1 if search.goal is None else min(search.value - 1, search.goal)
+        low, high = search.bound.bytes, most if minimise else search.bound.bytes
         model = _Model(instance, low, high, minimise)
         result = cpsat.solve(model.model, model.offsets, deadline.share(share), seed)
         if result.values:

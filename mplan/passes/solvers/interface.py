@@ -199,10 +199,10 @@ SOLVERS = (
     Solver(
         "allocate",
         "exact",
-        "canonical branch and bound with restarts, local search, CP-SAT",
+        "branch and bound over canonical packings, then CP-SAT",
         entry=f"{_ALLOCATE}.exact:run",
         proves=True,
-        needs=("ortools", "numpy"),
+        needs=("numba", "ortools", "numpy"),
         parts=("greedy", "exact"),
     ),
     Solver(
@@ -210,7 +210,7 @@ SOLVERS = (
         "auto",
         "greedy, then exact until proven or out of time",
         proves=True,
-        needs=("ortools", "numpy"),
+        needs=("numba", "ortools", "numpy"),
         parts=("greedy", "exact"),
     ),
 )

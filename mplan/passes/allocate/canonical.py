@@ -1,0 +1,169 @@
+"""Exact packing by branch and bound over canonical solutions, as an anytime search.
+
+The decision "do the boxes fit under this height" follows Moffitt, "MiniMalloc: A Lightweight Memory
+Allocator for Hardware-Accelerated Machine Learning" (ASPLOS 2023): time is cut into sections in which
+the same boxes are live, every section has a floor under which nothing more will lie, and a section
+whose floor and unplaced boxes exceed the height refutes a partial packing. Only canonical packings
+are visited, those in which no box can sink; equal boxes are not exchanged; parts that no live box
+connects are solved apart. Where MiniMalloc places boxes in order of their offsets over all of time,
+this search branches on one section at a time, out of any valley of floors (sections whose neighbours
+on both sides have higher floors):
+
+- A box that can still lie at the floor of a valley lives within it, so nothing can come under it. One
+  of the boxes that could lie at the floor of the section does, or none of them does.
+- If none does, each of them lies on an unplaced box, at the end of one at least: its least offset
+  rises, and with it the floors.
+- Of all sections the one with the fewest alternatives, the least slack or both is chosen, over its
+  failures so far: conflicts are met early and remembered (Boussemart et al., "Boosting Systematic
+  Search by Weighting Constraints", ECAI 2004).
+- When a decision has no alternatives left, decisions since then about other components are undone
+  with it: they had no part in the failure.
+
+Attempts of bounded work with several orders of preference follow each other, since the time to a
+packing is heavy-tailed (Gomes, Selman and Kautz, "Boosting Combinatorial Search Through
+Randomization", AAAI 1998); the work allowed grows. Heights are tried from the lower bound up, by
+bisection between what failed and the best packing. An exhausted search raises the bound. Work, not
+time, decides the course: a seed leads to the same packings, as far as the time suffices.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+from mplan.passes.allocate.board import Board, Verdict, compiled, load
+from mplan.passes.allocate.greedy import Offsets
+from mplan.passes.allocate.grid import Grid, grid_of
+from mplan.passes.allocate.instance import Instance
+from mplan.passes.allocate.reduction import reduce
+from mplan.passes.solvers.interface import Bound, Deadline, Search
+
+#: Rule of the kernel and order of preference of each attempt, in turn.
+PORTFOLIO = (
+    ("FEWEST", "size"),
+    ("TIGHTEST", "area"),
+    ("BOTH", "lifetime"),
+    ("FEWEST", "lifetime"),
+    ("BOTH", "area"),
+    ("TIGHTEST", "lifetime"),
+    ("FEWEST", "load"),
+    ("BOTH", "size"),
+)
+#: Elementary steps of an attempt in the first round, beside those of about two descents, each of which
+#: takes about half a step for every box in every section for every box.
+_WORK = 1_000_000
+_WORK_PER_TERM = 200
+#: Seconds that it takes to load Numba and the compiled search, and to compile it.
+_LOAD_S, _COMPILE_S = 1.0, 4.0
+#: Larger parts take more memory than the answer is worth.
+_MAX_TERMS = 4_000_000
+#: In the first round heights are told apart to this fraction; in each later one to half of it.
+_PRECISION = 1 / 256
+
+
+def available(deadline: Deadline) -> bool:
+    """Whether Numba is installed, and there is time to load it or, once, to compile the search."""
+    loaded = "numba" in sys.modules
+    if not loaded and (find_spec("numba") is None or deadline.remaining() < _LOAD_S):
+        return False
+    return compiled() or deadline.remaining() >= _COMPILE_S
+
+
+def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
+    """Improve ``search`` until it is closed or time is up; needs Numba.
+
+    While the best answer exceeds ``search.goal``, heights between the two are tried; the first answer
+    that meets the goal ends the search, and so does a proof that there is none. The time that it takes
+    to compile, once for an installation, is not charged.
+    """
+    met, number = search.met, 0
+    deadline = load(deadline)
+    grid = grid_of(instance)
+    search.raise_bound(Bound(grid.above(search.bound.bytes - 1), "exhaustive"))
+    while not (search.closed or search.hopeless or deadline.expired) and search.met == met:
+        attempt = partial(_attempt, grid, search, deadline, seed, number)
+        verdict = _improve(grid, search, attempt, number) if met else _pursue(grid, search, attempt)
+        if verdict == "too large":
+            return
+        number += 1
+
+
+def _pursue(grid: Grid, search: Search[Offsets], attempt: Callable[[int], Verdict]) -> Verdict:
+    """Try the goal, then the middle between it and the best, which shows what would be enough."""
+    goal = grid.below(search.goal or 0)
+    verdict = attempt(goal)
+    if verdict == "unknown":
+        attempt(max(grid.below((goal + search.value) // 2), grid.above(goal)))
+    return verdict
+
+
+def _improve(
+    grid: Grid, search: Search[Offsets], attempt: Callable[[int], Verdict], number: int
+) -> Verdict:
+    """Try the bound, then bisect between what failed and the best, down to the round's precision."""
+    height, verdict = search.bound.bytes, attempt(search.bound.bytes)
+    failed = height - 1
+    while verdict != "too large":
+        if verdict != "found":
+            failed = max(height, search.bound.bytes - 1)
+        height = max(grid.below((failed + search.value) // 2), grid.above(failed))
+        if height >= search.value or search.value - failed <= search.value * _PRECISION / 2**number:
+            break
+        verdict = attempt(height)
+    return verdict
+
+
+def _attempt(
+    grid: Grid, search: Search[Offsets], deadline: Deadline, seed: int, number: int, height: int
+) -> Verdict:
+    """Decide a height under the best one; keeps what is found and what is proven."""
+    if height >= search.value or deadline.expired:
+        return "unknown"
+    verdict, offsets = decide(grid, height, deadline, seed, number)
+    if verdict == "found":
+        search.offer(offsets, grid.instance.height(offsets), "canonical")
+    elif verdict == "infeasible":
+        search.raise_bound(Bound(grid.above(height), "exhaustive"))
+    return verdict
+
+
+def decide(
+    grid: Grid, height: int, deadline: Deadline, seed: int = 0, number: int = 0
+) -> tuple[Verdict, Offsets]:
+    """Whether the boxes fit under ``height`` bytes, and where; the work grows with ``number``."""
+    last = grid.last(height)
+    reduction = reduce(grid, last)
+    if any(offset > last[i] for i, offset in reduction.offsets.items()):
+        return "infeasible", ()
+    found: dict[int, int] = {}
+    for part in reduction.parts:
+        board = Board(grid, last, part)
+        verdict = _search(board, deadline, seed, number)
+        if verdict != "found":
+            return verdict, ()
+        found.update(board.offsets)
+    return "found", reduction.complete(found)
+
+
+def _search(board: Board, deadline: Deadline, seed: int, number: int) -> Verdict:
+    """Run the portfolio until an attempt has an answer.
+
+    From the second round on the orders have noise, and the first attempt has as much work as all others
+    together: to prove that there is nothing takes one long search, to find something many short ones.
+    """
+    if board.terms > _MAX_TERMS:
+        return "too large"
+    descents = board.terms * (_WORK_PER_TERM + len(board.life))
+    work = int((_WORK + descents) * 2 ** (number / 2))
+    for turn, (rule, preference) in enumerate(PORTFOLIO):
+        if deadline.expired:
+            break
+        noise = random.Random(f"{seed} {number} {turn}") if number else None
+        share = len(PORTFOLIO) if number and not turn else 1
+        verdict = board.search(rule, board.order(preference, noise), share * work, deadline)
+        if verdict != "unknown":
+            return verdict
+    return "unknown"

@@ -30,11 +30,11 @@ demo: $(VENV)/.demo  ## Train a digits CNN, compile it for an STM32F746, run it 
 	$(BIN)/python examples/digits.py --out demo-out
 
 test: $(VENV)/.dev  ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
-cover: $(VENV)/.dev  ## Run all tests and require 95 % coverage of ir/ and passes/
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov=mplan --cov-report=
-	$(BIN)/python -m coverage report --include='mplan/ir/*,mplan/passes/*' --fail-under=95
+cover:  ## Run all tests and require 95 % coverage of ir/ and passes/
+	$(MAKE) test PYTEST_ARGS="--cov=mplan/ir --cov=mplan/passes --cov-report="
+	$(BIN)/python -m coverage report --fail-under=95
 
 lint: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/ruff check .

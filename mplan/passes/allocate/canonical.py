@@ -66,7 +66,7 @@ _PRECISION = 1 / 256
 
 def available(deadline: Deadline) -> bool:
     """Whether Numba is installed, and there is time to load it or, once, to compile the search."""
-    loaded = "numba" in sys.modules
+    loaded = sys.modules.get("numba") is not None
     if not loaded and (find_spec("numba") is None or deadline.remaining() < _LOAD_S):
         return False
     return compiled() or deadline.remaining() >= _COMPILE_S

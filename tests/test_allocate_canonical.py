@@ -1,0 +1,286 @@
+"""The branch and bound for addresses: right for every height, in time, the same for a seed."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mplan.diagnostics import InfeasibleError
+from mplan.ir.check import check
+from mplan.ir.csv_format import parse_csv
+from mplan.ir.dag_format import load_dag
+from mplan.ir.plan import Buffer, Plan, Problem, Region
+from mplan.passes.allocate import Allocated, allocate, canonical
+from mplan.passes.allocate.board import Board, compiled
+from mplan.passes.allocate.canonical import decide
+from mplan.passes.allocate.greedy import Offsets, order_by, pack
+from mplan.passes.allocate.grid import grid_of
+from mplan.passes.allocate.instance import Box, Instance, from_problem
+from mplan.passes.allocate.reduction import Part, reduce
+from mplan.passes.solvers.interface import Bound, Deadline, Search
+from tests.problems import least_height
+
+DATA = Path(__file__).parent / "data"
+CAPACITY = 1_048_576
+NEVER = Deadline(600)
+
+
+def csv(name: str, capacity: int | None = None) -> Problem:
+    path = DATA / "minimalloc" / f"{name}.{CAPACITY}.csv"
+    return parse_csv(path.read_text(), Region("arena", capacity), str(path))
+
+
+def instance_of(problem: Problem) -> Instance:
+    return from_problem(problem, range(len(problem.steps)), "arena")
+
+
+def start(instance: Instance, goal: int | None = None) -> Search[Offsets]:
+    """A search that knows the first fit and the live bytes."""
+    live, position = instance.live()
+    first = pack(instance, order_by(instance, lambda b: (b.start,)), best_fit=False)
+    return Search(first, instance.height(first), "first-fit", Bound(live, "live", (position,)), goal)
+
+
+def assert_fits(instance: Instance, offsets: Offsets, height: int) -> None:
+    """No overlap, every alignment and fixed offset kept, nothing above ``height``: by definition."""
+    boxes = list(zip(instance.boxes, offsets, strict=True))
+    for b, at in boxes:
+        assert at % b.alignment == 0 and 0 <= at <= height - b.size and b.fixed in (None, at)
+        for c, low in boxes:
+            if c is not b and b.start < c.end and c.start < b.end:
+                assert at + b.size <= low or low + c.size <= at
+
+
+def assert_checks(problem: Problem, result: Allocated) -> None:
+    peaks = (("arena", result.height_bytes),)
+    order = tuple(range(len(problem.steps)))
+    certificates = (result.certificate,)
+    plan = Plan(problem.digest, order, result.placements, peaks=peaks, certificates=certificates)
+    assert check(problem, plan) == ()
+
+
+def tiny(seed: int, most: int = 7) -> Problem:
+    """A few buffers, some alike: unaligned, of one alignment, of several, or with fixed offsets."""
+    rng = random.Random(seed)
+    kind, common = rng.choice(("plain", "common", "mixed", "fixed")), rng.choice((2, 3, 4))
+    buffers: list[Buffer] = []
+    for i in range(rng.randint(1, most)):
+        begin = rng.randint(0, 5)
+        size, lifetime = rng.randint(1, 9), (begin, begin + rng.randint(1, 4))
+        if buffers and rng.random() < 0.25:
+            size, lifetime = buffers[-1].size_bytes, buffers[-1].lifetime or lifetime
+        own = {"plain": 1, "common": common, "mixed": rng.choice((1, 2, 3, 4)), "fixed": 2}[kind]
+        at = 4 * rng.randint(0, 4) if kind == "fixed" and rng.random() < 0.3 else None
+        buffers.append(Buffer(f"b{i}", size, ("arena",), own, lifetime=lifetime, offset=at))
+    return Problem(f"tiny{seed}", (Region("arena"),), tuple(buffers))
+
+
+# ---- what is found and what is proven ----
+
+
+@pytest.mark.parametrize("block", range(5))
+def test_every_height_is_decided_as_by_brute_force(block: int) -> None:
+    proofs = 0
+    for seed in range(60 * block, 60 * block + 60):
+        problem = tiny(seed)
+        instance, least = instance_of(problem), least_height(problem)
+        if least is None:
+            continue
+        grid = grid_of(instance)
+        assert grid.below(least) == least == grid.above(least - 1)
+        for height in (least - 2, least - 1, least, least + 1):
+            verdict, offsets = decide(grid, height, NEVER, seed)
+            assert verdict == ("found" if height >= least else "infeasible"), (seed, height)
+            if offsets:
+                assert_fits(instance, offsets, height)
+            proofs += verdict == "infeasible"
+    assert proofs >= 90
+
+
+@pytest.mark.parametrize("rule", ["FEWEST", "TIGHTEST", "BOTH"])
+@pytest.mark.parametrize("preference", ["size", "area", "lifetime", "load"])
+def test_the_search_is_right_without_reductions(rule: str, preference: str) -> None:
+    for seed in range(1000, 1040):
+        problem = tiny(seed, most=6)
+        instance, least = instance_of(problem), least_height(problem)
+        if least is None:
+            continue
+        grid = grid_of(instance)
+        for height in (least - 1, least):
+            board = Board(grid, grid.last(height), Part(tuple(range(len(instance.boxes))), 0))
+            order = board.order(preference, random.Random(seed))
+            verdict = board.search(rule, order, 10**9, NEVER)
+            assert verdict == ("found" if height == least else "infeasible"), (seed, height)
+            if verdict == "found":
+                found = [board.offsets[i] * grid.unit for i in range(len(instance.boxes))]
+                assert_fits(instance, tuple(found), height)
+
+
+def test_plans_of_tiny_problems_are_optimal_and_check() -> None:
+    for seed in range(2000, 2200):
+        problem = tiny(seed, most=6)
+        least = least_height(problem)
+        if least is None:
+            continue
+        result = allocate(problem, (), solver="exact", limit_s=60)
+        assert_checks(problem, result)
+        assert (result.height_bytes, result.certificate.status) == (least, "optimal"), seed
+
+
+@pytest.mark.parametrize("name", "ACEGIJ")
+def test_the_minimalloc_instances_fit_their_capacity(name: str) -> None:
+    problem = csv(name, CAPACITY)
+    result = allocate(problem, (), limit_s=30)
+    assert_checks(problem, result)
+    assert result.certificate.solver == "canonical" or name in "CG"
+    assert result.certificate.status == ("optimal" if name != "J" else "feasible")
+
+
+@pytest.mark.parametrize("name", ["ind_vgg16_tr_1", "ind_vit_tr_1"])
+def test_training_graphs_are_packed_to_the_live_bytes(name: str) -> None:
+    problem = load_dag(DATA / "graphs" / f"{name}.json")
+    instance = instance_of(problem)
+    search = start(instance)
+    canonical.run(instance, search, Deadline(60), 0)
+    assert search.value == instance.live()[0] and search.bound.kind == "live"
+    assert_fits(instance, search.answer, search.value)
+
+
+def test_an_exhausted_search_raises_the_bound() -> None:
+    raised = 0
+    for seed in range(2000, 2100):
+        problem = tiny(seed)
+        instance, least = instance_of(problem), least_height(problem)
+        if least is None or any(b.fixed is not None for b in instance.boxes):
+            continue
+        search = start(instance)
+        canonical.run(instance, search, NEVER, 0)
+        assert search.closed and search.bound.bytes == least
+        raised += search.bound.kind == "exhaustive" and least > instance.padded()[0]
+    assert raised >= 5
+
+
+# ---- reductions ----
+
+
+def boxes(*rows: tuple[int, ...]) -> Instance:
+    """Boxes of (start, end, size[, alignment])."""
+    return Instance(tuple(Box(i, *row) for i, row in enumerate(rows)))
+
+
+def test_boxes_that_always_find_room_are_set_aside_and_come_back() -> None:
+    instance = boxes((0, 4, 10), (0, 2, 10), (2, 4, 9), (5, 6, 3), (1, 3, 1))
+    grid = grid_of(instance)
+    reduction = reduce(grid, grid.last(21))
+    assert 3 in reduction.aside and all(3 not in p.boxes for p in reduction.parts)
+    verdict, offsets = decide(grid, 21, NEVER)
+    assert verdict == "found"
+    assert_fits(instance, offsets, 21)
+
+
+def test_the_longest_box_lies_at_the_bottom_and_the_rest_falls_apart() -> None:
+    instance = boxes((0, 9, 5), (0, 4, 7), (1, 4, 6), (5, 9, 7), (6, 9, 6))
+    reduction = reduce(grid_of(instance), grid_of(instance).last(18))
+    assert reduction.offsets[0] == 0
+    assert {p.base for p in reduction.parts} <= {5, 12}
+    assert decide(grid_of(instance), 17, NEVER)[0] == "infeasible"
+
+
+def test_only_the_box_on_top_keeps_what_rounding_adds() -> None:
+    instance = boxes((0, 1, 60, 64), (0, 1, 100, 64))
+    grid = grid_of(instance)
+    assert (grid.unit, grid.sizes) == (64, (1, 2))
+    assert [grid.below(h) for h in (163, 164, 187, 188)] == [124, 164, 164, 188]
+    assert decide(grid, 163, NEVER)[0] == "infeasible"
+    assert decide(grid, 164, NEVER) == ("found", (0, 64))
+    wide = boxes((0, 2, 60, 64), (0, 1, 100, 64), (1, 2, 64, 64))
+    assert decide(grid_of(wide), 164, NEVER)[0] == "found"
+
+
+def test_a_failure_is_not_blamed_on_other_components() -> None:
+    # Twelve boxes that fit in countless ways, then three that cannot, though their bytes would.
+    loose = [(0, 2, 2), (1, 3, 3), (2, 4, 2), (3, 5, 3)] * 3
+    stuck = [(10, 12, 3, 4), (11, 13, 3, 4), (10, 13, 13, 4), (12, 14, 3, 4), (13, 15, 9, 4)]
+    instance = boxes(*loose, *stuck)
+    grid = grid_of(instance)
+    for rule in ("FEWEST", "TIGHTEST", "BOTH"):
+        board = Board(grid, grid.last(19), Part(tuple(range(len(instance.boxes))), 0))
+        order = board.order("size", None)[::-1]
+        assert board.search(rule, order, 200_000, NEVER) == "infeasible"
+
+
+# ---- time, chance and what is missing ----
+
+
+def test_a_goal_is_met_first_and_lower_packings_get_a_fifth_of_the_time() -> None:
+    allocate(csv("C"), (), limit_s=60)
+    started = time.monotonic()
+    result = allocate(csv("J"), (), limit_s=20, capacity_bytes=CAPACITY)
+    assert result.height_bytes <= CAPACITY and result.certificate.status == "feasible"
+    assert time.monotonic() - started < 12
+
+
+def test_a_goal_below_the_optimum_is_refuted() -> None:
+    instance = boxes((0, 2, 1, 2), (0, 2, 2, 2), (1, 2, 1, 2), (0, 1, 1, 2))
+    search = start(instance, goal=4)
+    canonical.run(instance, search, NEVER, 0)
+    assert search.hopeless and not search.met and search.bound.bytes == 5
+    problem = csv("C", 1_039_359)
+    with pytest.raises(InfeasibleError) as caught:
+        allocate(problem, ())
+    assert caught.value.code == "MP221"
+
+
+@pytest.mark.parametrize("limit_s", [0.5, 3.0])
+def test_the_deadline_is_kept(limit_s: float) -> None:
+    instance = instance_of(csv("J"))
+    canonical.run(instance, start(instance), Deadline(0.1), 0)
+    search = start(instance)
+    started = time.monotonic()
+    canonical.run(instance, search, Deadline(limit_s), 0)
+    assert time.monotonic() - started < 1.1 * limit_s + 0.1
+    assert not search.closed and compiled()
+    assert_fits(instance, search.answer, search.value)
+
+
+def test_more_time_never_hurts_and_the_answer_is_near_the_bound() -> None:
+    instance = instance_of(csv("J"))
+    search = start(instance)
+    before = search.value
+    canonical.run(instance, search, Deadline(3), 0)
+    assert search.value < 1.08 * search.bound.bytes < before
+
+
+def test_a_seed_decides_the_course() -> None:
+    grid = grid_of(instance_of(csv("A")))
+    first, again, other = (decide(grid, CAPACITY, NEVER, seed, number=3) for seed in (7, 7, 8))
+    assert first[0] == other[0] == "found" and first == again != other
+    digests = {allocate(csv("E"), (), limit_s=60, seed=3).placements for _ in range(2)}
+    assert len(digests) == 1
+
+
+def test_what_is_too_large_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canonical, "_MAX_TERMS", 100)
+    instance = instance_of(csv("A"))
+    search = start(instance)
+    started = time.monotonic()
+    canonical.run(instance, search, Deadline(60), 0)
+    assert search.solver == "first-fit" and time.monotonic() - started < 10
+
+
+def test_without_numba_cp_sat_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert not canonical.available(Deadline(60))
+    problem = tiny(2003)
+    result = allocate(problem, (), solver="exact", limit_s=60)
+    assert result.height_bytes == least_height(problem)
+    assert_checks(problem, result)
+
+
+def test_little_time_is_not_spent_on_loading() -> None:
+    assert canonical.available(Deadline(60))
+    assert not canonical.available(Deadline(0.5)) or sys.modules.get("numba")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Constants with more elements are not evaluated (a mask of 4096 queries and keys still is).
 _MOST_ELEMENTS = 1 << 24
+#: Larger ones are not kept.
+_LARGE = 1 << 16
 
 #: Side computations of a softmax are at most this many ops long.
 _DEEPEST = 12
@@ -30,8 +32,11 @@ class Facts:
         self.users = graph.users
         self.values = graph.value_table
         self._returned = frozenset(graph.output_names)
+        self._position = {name: i for i, name in enumerate(self.values)}
         self._tensors = dict(constants)
         self._known: dict[str, Tensor | None] = {}
+        #: What masks were found to be, by the key of whoever looks.
+        self.looks: dict[object, tuple[str, bool, bool]] = {}
         self._fixed = self._find_fixed()
         self._given = self._find_given()
 
@@ -79,9 +84,10 @@ class Facts:
 
         Ops whose results serve nothing else, such as the maximum in a decomposed softmax, are inside.
         """
-        for name in sorted(interior & self._returned):
+        ordered = sorted(interior, key=self._position.__getitem__)
+        for name in (n for n in ordered if n in self._returned):
             return name, None
-        for name in (v.name for v in self.graph.values if v.name in interior):
+        for name in ordered:
             for user in self.users.get(name, ()):
                 if user is not end and not self._serves_only(user, interior, end, 0):
                     return name, user
@@ -128,6 +134,12 @@ class Facts:
 
         Weights do not count: training changes them, and masks do not come from them.
         """
+        found = self._value(name)
+        for large in [n for n, t in self._known.items() if t is not None and t.numel() > _LARGE]:
+            del self._known[large]
+        return found
+
+    def _value(self, name: str) -> Tensor | None:
         if name not in self._known:
             self._known[name] = self._evaluate(name)
         return self._known[name]
@@ -142,7 +154,7 @@ class Facts:
         if op is None:
             tensor: Tensor = self._tensors[name]
             return tensor
-        env = {operand: self.constant(operand) for operand in op.operands}
+        env = {operand: self._value(operand) for operand in op.operands}
         return None if any(value is None for value in env.values()) else _run(op, env)
 
 

@@ -123,28 +123,46 @@ class _Look:
 
     def at_keep(self, keep: Keep) -> _Seen:
         """What is known of a boolean mask."""
-        matrix = self._matrix(keep.operand)
-        hard = keep.fill == MINUS_INFINITY
-        if matrix is None:
-            shape = shape_of(self.facts, keep.operand.value)
-            verdict = self._line(keep.operand, shape, lambda value: bool(value) != keep.negated)
-            return _Seen(keep, verdict, True, hard)
-        return _Seen(keep, self._verdict(~matrix if keep.negated else matrix), True, hard)
+        verdict, _, _ = self._remembered(keep.operand, keep.negated, lambda: self._keep(keep))
+        return _Seen(keep, verdict, True, keep.fill == MINUS_INFINITY)
 
     def at_bias(self, bias: Bias) -> _Seen:
         """What is known of an additive mask, or of a bias that hides nothing."""
+        return _Seen(bias, *self._remembered(bias.operand, bias.factor, lambda: self._bias(bias)))
+
+    def _remembered(
+        self, operand: Operand, use: float, look: Callable[[], tuple[str, bool, bool]]
+    ) -> tuple[str, bool, bool]:
+        """Layers share their masks, and looking at one takes time."""
+        place = {a: i for i, a in enumerate((*self.rows, *self.keys))}
+        layout = self.space.resolved(operand.layout)
+        dims = tuple(tuple(place.get(a, -1) for a in group) for group in layout)
+        key = (operand.value, use, len(self.rows), dims)
+        if key not in self.facts.looks:
+            self.facts.looks[key] = look()
+        return self.facts.looks[key]
+
+    def _keep(self, keep: Keep) -> tuple[str, bool, bool]:
+        matrix = self._matrix(keep.operand)
+        if matrix is not None:
+            return self._verdict(~matrix if keep.negated else matrix), True, True
+        shape = shape_of(self.facts, keep.operand.value)
+        return self._line(keep.operand, shape, lambda v: bool(v) != keep.negated), True, True
+
+    def _bias(self, bias: Bias) -> tuple[str, bool, bool]:
+        """The verdict, whether it may hide keys, whether those get minus infinity."""
         matrix = self._matrix(bias.operand)
         if matrix is None:
-            return self._at_unknown_bias(bias)
+            return self._unknown_bias(bias)
         matrix = matrix * bias.factor
         shown = matrix == 0
         hidden = matrix <= MASKED
         if not bool((shown | hidden).all()):
-            return _Seen(bias, "unknown", bool(hidden.any()), False)
+            return "unknown", bool(hidden.any()), False
         hard = bool((matrix[hidden] == MINUS_INFINITY).all())
-        return _Seen(bias, self._verdict(shown), True, hard)
+        return self._verdict(shown), True, hard
 
-    def _at_unknown_bias(self, bias: Bias) -> _Seen:
+    def _unknown_bias(self, bias: Bias) -> tuple[str, bool, bool]:
         """An additive mask of unknown size, or a bias that may be anything."""
         shape = shape_of(self.facts, bias.operand.value)
         ends: list[float] = []
@@ -154,10 +172,9 @@ class _Look:
             ends = [shape.value]
         values = [value * bias.factor for value in ends]
         if not values or not all(value == 0 or value <= MASKED for value in values):
-            return _Seen(bias, "unknown", self.facts.depends_on_inputs(bias.operand.value), False)
+            return "unknown", self.facts.depends_on_inputs(bias.operand.value), False
         verdict = self._line(bias.operand, shape, lambda value: value * bias.factor == 0)
-        hard = all(value == 0 or value == MINUS_INFINITY for value in values)
-        return _Seen(bias, verdict, True, hard)
+        return verdict, True, all(value in (0, MINUS_INFINITY) for value in values)
 
     def _line(self, operand: Operand, shape: Shape | None, shown: Callable[[float], bool]) -> str:
         """The verdict on a mask that is known as a function of the position."""

@@ -46,6 +46,7 @@ def exported(name: str) -> torch.export.ExportedProgram:
         return export(module.eval() if name in VARIANTS else module, make(), {}, None)
 
 
+@cache
 def captured(name: str, level: str) -> Captured:
     """The graph before decomposition, with the ops an eager run dispatches, or in core ATen."""
     program = exported(name)

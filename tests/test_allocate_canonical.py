@@ -201,16 +201,26 @@ def test_only_the_box_on_top_keeps_what_rounding_adds() -> None:
     assert decide(grid_of(wide), 164, NEVER)[0] == "found"
 
 
-def test_a_failure_is_not_blamed_on_other_components() -> None:
-    # Twelve boxes that fit in countless ways, then three that cannot, though their bytes would.
-    loose = [(0, 2, 2), (1, 3, 3), (2, 4, 2), (3, 5, 3)] * 3
-    stuck = [(10, 12, 3, 4), (11, 13, 3, 4), (10, 13, 13, 4), (12, 14, 3, 4), (13, 15, 9, 4)]
-    instance = boxes(*loose, *stuck)
+def test_a_box_may_rest_on_one_that_rests_on_another() -> None:
+    # The second box lies on the fixed one at 0 and carries the first, which the fixed one never meets.
+    ground, lid = Box(2, 3, 4, 1, fixed=0), Box(3, 3, 6, 1, fixed=8)
+    instance = Instance((Box(0, 1, 3, 6), Box(1, 2, 4, 5), ground, lid))
     grid = grid_of(instance)
+    board = Board(grid, grid.last(12), Part((0, 1, 2, 3), 0))
     for rule in ("FEWEST", "TIGHTEST", "BOTH"):
-        board = Board(grid, grid.last(19), Part(tuple(range(len(instance.boxes))), 0))
-        order = board.order("size", None)[::-1]
-        assert board.search(rule, order, 200_000, NEVER) == "infeasible"
+        assert board.search(rule, board.order("size", None), 10**6, NEVER) == "found"
+        assert [board.offsets[i] for i in range(4)] == [6, 1, 0, 8]
+
+
+def test_a_failure_is_not_blamed_on_other_components() -> None:
+    # Eight boxes that miss the height of 40 by their alignment, which takes 28,243 steps to prove, and
+    # twelve pairs elsewhere in time, of which each fits in many ways.
+    stuck = [(1, 4, 2), (3, 5, 5, 4), (0, 2, 9, 4), (0, 2, 8), (0, 3, 7, 4), (1, 2, 8), (0, 2, 6)]
+    loose = [row for t in range(100, 220, 10) for row in ((t, t + 2, 13), (t + 1, t + 3, 10))]
+    instance = boxes(*stuck, (2, 4, 2, 4), *loose)
+    grid = grid_of(instance)
+    board = Board(grid, grid.last(40), Part(tuple(range(len(instance.boxes))), 0))
+    assert board.search("FEWEST", board.order("size", None), 40_000, NEVER) == "infeasible"
 
 
 # ---- time, chance and what is missing ----
@@ -222,6 +232,26 @@ def test_a_goal_is_met_first_and_lower_packings_get_a_fifth_of_the_time() -> Non
     result = allocate(csv("J"), (), limit_s=20, capacity_bytes=CAPACITY)
     assert result.height_bytes <= CAPACITY and result.certificate.status == "feasible"
     assert time.monotonic() - started < 12
+
+
+def test_what_is_tried_while_the_goal_is_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def unknown(_: object, height: int, *__: object) -> tuple[str, Offsets]:
+        tried.append(height)
+        return "unknown", ()
+
+    monkeypatch.setattr(canonical, "decide", unknown)
+    instance = instance_of(csv("J"))
+    search = start(instance, goal=CAPACITY + 1)
+    canonical.run(instance, search, Deadline(0.2), 0)
+    middle = (CAPACITY + search.value) // 2 // 1024 * 1024
+    assert tried[:4] == [CAPACITY, middle, CAPACITY, middle]
+    tried.clear()
+    search.goal = None
+    canonical.run(instance, search, Deadline(0.2), 0)
+    assert tried[0] == search.bound.bytes < tried[1] < tried[2] < search.value
+    assert tried[1] - tried[0] >= search.value - tried[1] >= search.value - tried[2]
 
 
 def test_a_goal_below_the_optimum_is_refuted() -> None:
@@ -273,6 +303,8 @@ def test_what_is_too_large_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_without_numba_cp_sat_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mplan.passes.allocate.canonical_kernel", raising=False)
+    monkeypatch.delattr("mplan.passes.allocate.canonical_kernel", raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
     assert not canonical.available(Deadline(60))
     problem = tiny(2003)

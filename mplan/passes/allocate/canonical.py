@@ -32,7 +32,6 @@ import random
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 
 from mplan.passes.allocate.board import Board, Verdict, compiled, load
 from mplan.passes.allocate.greedy import Offsets
@@ -56,6 +55,8 @@ PORTFOLIO = (
 #: takes about half a step for every box in every section for every box.
 _WORK = 1_000_000
 _WORK_PER_TERM = 200
+#: No later round grows further.
+_LAST_ROUND = 60
 #: Seconds that it takes to load Numba and the compiled search, and to compile it.
 _LOAD_S, _COMPILE_S = 1.0, 4.0
 #: Larger parts take more memory than the answer is worth.
@@ -65,11 +66,13 @@ _PRECISION = 1 / 256
 
 
 def available(deadline: Deadline) -> bool:
-    """Whether Numba is installed, and there is time to load it or, once, to compile the search."""
-    loaded = sys.modules.get("numba") is not None
-    if not loaded and (find_spec("numba") is None or deadline.remaining() < _LOAD_S):
+    """Whether Numba can be imported, and there is time to load it or, once, to compile the search."""
+    if sys.modules.get("numba") is None and deadline.remaining() < _LOAD_S:
         return False
-    return compiled() or deadline.remaining() >= _COMPILE_S
+    try:
+        return compiled() or deadline.remaining() >= _COMPILE_S
+    except ImportError:
+        return False
 
 
 def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
@@ -88,7 +91,7 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
         verdict = _improve(grid, search, attempt, number) if met else _pursue(grid, search, attempt)
         if verdict == "too large":
             return
-        number += 1
+        number = min(number + 1, _LAST_ROUND)
 
 
 def _pursue(grid: Grid, search: Search[Offsets], attempt: Callable[[int], Verdict]) -> Verdict:

@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from mplan.passes.allocate.grid import Grid
@@ -22,15 +21,6 @@ _SLICE = 3_000_000
 _MAX_TRAIL = 6_000_000
 #: How far chance moves boxes in the order of preference, as a fraction of their number.
 _NOISE = 0.3
-
-
-def compiled() -> bool:
-    """Whether the search was compiled before, by this process or one that left it on disk."""
-    search = _kernel().search
-    stored = search.stats.cache_path
-    return bool(
-        search.signatures or (stored and any(Path(stored).glob("canonical_kernel.search-*.nbi")))
-    )
 
 
 def load(deadline: Deadline) -> Deadline:

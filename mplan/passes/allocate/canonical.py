@@ -32,8 +32,9 @@ import random
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
-from mplan.passes.allocate.board import Board, Verdict, compiled, load
+from mplan.passes.allocate.board import Board, Verdict, load
 from mplan.passes.allocate.greedy import Offsets
 from mplan.passes.allocate.grid import Grid, grid_of
 from mplan.passes.allocate.instance import Instance
@@ -57,8 +58,8 @@ _WORK = 1_000_000
 _WORK_PER_TERM = 200
 #: No later round grows further.
 _LAST_ROUND = 60
-#: Seconds that it takes to load Numba and the compiled search, and to compile it.
-_LOAD_S, _COMPILE_S = 1.0, 4.0
+#: Seconds that it takes to load Numba and the compiled search.
+_LOAD_S = 1.0
 #: Larger parts take more memory than the answer is worth.
 _MAX_TERMS = 4_000_000
 #: In the first round heights are told apart to this fraction; in each later one to half of it.
@@ -66,13 +67,14 @@ _PRECISION = 1 / 256
 
 
 def available(deadline: Deadline) -> bool:
-    """Whether Numba can be imported, and there is time to load it or, once, to compile the search."""
+    """Whether Numba can be imported, and is already or there is time for it."""
     if sys.modules.get("numba") is None and deadline.remaining() < _LOAD_S:
         return False
     try:
-        return compiled() or deadline.remaining() >= _COMPILE_S
+        import_module("mplan.passes.allocate.canonical_kernel")
     except ImportError:
         return False
+    return True
 
 
 def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:

@@ -317,7 +317,8 @@ def test_without_numba_cp_sat_does_the_work(monkeypatch: pytest.MonkeyPatch) -> 
 def test_little_time_is_not_spent_on_loading() -> None:
     code = (
         "import sys; from mplan.passes.allocate import canonical as c; "
-        "from mplan.passes.solvers.interface import Deadline as d; assert not c.available(d(0.5)); assert 'numba' not in sys.modules; "
+        "from mplan.passes.solvers.interface import Deadline as d; "
+        "assert not c.available(d(0.5)); assert 'numba' not in sys.modules; "
         "assert c.available(d(60)) and c.available(d(0.5))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -14,14 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mplan"
 #: Packages that a light command must not load (typer itself may load pydantic).
-HEAVY = ("torch", "triton", "ortools", "unicorn", "numpy", "jinja2")
+HEAVY = ("torch", "triton", "ortools", "unicorn", "numpy", "numba", "jinja2")
 START_LIMIT_S = 0.3
 MAX_LINES = 500
 
 #: The rooms of the package from the ground up: a room imports only rooms of earlier lines.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"diagnostics", "codes", "units", "version"}),
-    frozenset({"files"}),
+    frozenset({"files", "templates"}),
     frozenset({"ir"}),
     frozenset({"targets"}),
     frozenset({"passes"}),

@@ -10,7 +10,7 @@ from mplan.ir.graph import Arg, Graph, Op, Ref, substitute
 from mplan.ir.ops import lookup
 from mplan.ir.storage import storages
 from mplan.passes.base import Context, Pass
-from mplan.passes.rewrite import rename_uses
+from mplan.passes.rewrite import Owners, rename_uses
 
 #: Ops whose result equals the named argument when type and number permit.
 _COPIES = {
@@ -109,7 +109,7 @@ def _name(arg: Arg) -> str | None:
 class _Sharing:
     """Which storages are the caller's, are returned, or get overwritten; grows as values merge."""
 
-    owner: dict[str, str]
+    owners: Owners
     nbytes: Mapping[str, int]
     foreign: set[str]
     returned: set[str]
@@ -120,25 +120,19 @@ class _Sharing:
         found = storages(graph)
         root = found.root
         return cls(
-            {name: owner for name, owner in root.items() if name != owner},
+            Owners.from_storages(found),
             found.nbytes,
             {root[i.value.name] for i in graph.inputs},
             {root[name] for name in graph.output_names},
             {root[v.name] for v in graph.values if v.alias and v.alias.kind == "inplace"},
         )
 
-    def root(self, name: str) -> str:
-        """The value that owns the bytes of ``name``."""
-        while name in self.owner:
-            name = self.owner[name]
-        return name
-
     def permits(self, op: Op, source: str) -> bool:
         """Whether the result of ``op`` may be the same bytes as ``source``.
 
         A copy of a part stays, since it lets the rest of the storage go.
         """
-        mine, theirs = self.root(op.result.name), self.root(source)
+        mine, theirs = self.owners.root(op.result.name), self.owners.root(source)
         if mine == theirs:
             return True
         if {mine, theirs} & self.overwritten or self.nbytes[mine] != self.nbytes[theirs]:
@@ -147,11 +141,9 @@ class _Sharing:
 
     def merge(self, name: str, source: str) -> None:
         """The storage of ``name`` becomes that of ``source``."""
-        mine, theirs = self.root(name), self.root(source)
-        if mine != theirs:
-            self.owner[mine] = theirs
-            if mine in self.returned:
-                self.returned.add(theirs)
+        mine, theirs = self.owners.merge(name, source)
+        if mine in self.returned:
+            self.returned.add(theirs)
 
 
 def _without_dead_ops(graph: Graph) -> Graph:

@@ -11,6 +11,7 @@ from mplan.ir.ops import lookup
 from mplan.ir.storage import storages
 from mplan.ir.types import TensorType
 from mplan.passes.base import Context, Pass
+from mplan.passes.rewrite import Owners
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class _State:
     """
 
     values: dict[str, Value]
-    owner: dict[str, str]
+    owners: Owners
     nbytes: Mapping[str, int]
     kept: set[str]
     readers: dict[str, list[int]] = field(default_factory=dict)
@@ -80,8 +81,7 @@ class _State:
         root = found.root
         kept = {root[name] for name in graph.output_names}
         kept |= {root[i.value.name] for i in graph.inputs if not (i.donated and i.role == "input")}
-        owner = {name: owner for name, owner in root.items() if name != owner}
-        state = cls(graph.value_table, owner, found.nbytes, kept)
+        state = cls(graph.value_table, Owners.from_storages(found), found.nbytes, kept)
         maker: dict[str, int] = {}
         writers: dict[str, int] = {}
         for index, op in enumerate(graph.ops):
@@ -97,12 +97,6 @@ class _State:
                     writers[root[value.name]] = index
         return state
 
-    def root(self, name: str) -> str:
-        """The value that owns the bytes of ``name``."""
-        while name in self.owner:
-            name = self.owner[name]
-        return name
-
     def _closure(self, index: int | None) -> int:
         return 0 if index is None else self.before[index] | (1 << index)
 
@@ -112,30 +106,29 @@ class _State:
         Other operands in the storage of ``name`` must lie at exactly the same place.
         """
         type_, result = self.values[name].type, op.result.type
-        owner = self.root(name)
+        owner = self.owners.root(name)
         if owner in self.kept or not _same_layout(type_, result):
             return False
-        if self.nbytes[owner] != self.nbytes[self.root(op.result.name)]:
+        if self.nbytes[owner] != self.nbytes[self.owners.root(op.result.name)]:
             return False
         return all(
             _same_layout(self.values[other].type, result)
             for other in op.operands
-            if self.root(other) == owner
+            if self.owners.root(other) == owner
         )
 
     def dies(self, name: str, index: int) -> bool:
         """Whether no op after ``index`` reads the bytes of ``name``."""
-        return self.readers[self.root(name)][-1] == index
+        return self.readers[self.owners.root(name)][-1] == index
 
     def is_bound(self, name: str, index: int) -> bool:
         """Whether op ``index`` needs every other op that reads the bytes of ``name``."""
-        others = _bits(i for i in self.readers[self.root(name)] if i != index)
+        others = _bits(i for i in self.readers[self.owners.root(name)] if i != index)
         return others & ~self.before[index] == 0
 
     def merge(self, result: str, name: str) -> None:
         """``result`` and its views now lie in the storage of ``name``."""
-        mine, theirs = self.root(result), self.root(name)
-        self.owner[mine] = theirs
+        mine, theirs = self.owners.merge(result, name)
         self.readers[theirs] = [*self.readers[theirs], *self.readers.pop(mine, [])]
         if mine in self.kept:
             self.kept.add(theirs)

@@ -1,11 +1,37 @@
-"""Small steps that rewriting passes share: renaming uses, dropping dead ops and unused constants."""
+"""Small steps that rewriting passes share: renaming uses, merging storages, dropping constants."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mplan.ir.graph import Carry, Graph, Loop, Op, Value, substitute
+from mplan.ir.storage import Storages
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """Which value owns the bytes of each, while a pass lets storages become one."""
+
+    _of: dict[str, str]
+
+    @classmethod
+    def from_storages(cls, found: Storages) -> Owners:
+        """The owners before any merge."""
+        return cls({name: owner for name, owner in found.root.items() if name != owner})
+
+    def root(self, name: str) -> str:
+        """The value that owns the bytes of ``name``."""
+        while name in self._of:
+            name = self._of[name]
+        return name
+
+    def merge(self, name: str, source: str) -> tuple[str, str]:
+        """The storage of ``name`` becomes that of ``source``: their owners until now, in this order."""
+        mine, theirs = self.root(name), self.root(source)
+        if mine != theirs:
+            self._of[mine] = theirs
+        return mine, theirs
 
 
 def rename_uses(op: Op, names: Mapping[str, str]) -> Op:

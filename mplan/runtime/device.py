@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mplan import templates
 from mplan.codegen.bundle import GOLDEN, Manifest, Port, load_manifest
 from mplan.diagnostics import CheckError, UserError, Where
 from mplan.ir.types import DType
 from mplan.runtime.emulator import EmulatorName, RunResult, run_firmware
 from mplan.runtime.firmware import Firmware, build_firmware
+from mplan.runtime.toolchain import SUPPORT
 from mplan.targets.load import load_target
 
 if TYPE_CHECKING:
     import numpy as np
-
-_HARNESS = Path(__file__).parent / "cortex_m" / "harness.c.j2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +82,9 @@ def run_bundle(
 
 
 def _build(folder: Path, manifest: Manifest, work: Path, tools: Literal["zig", "gcc"]) -> Firmware:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string(_HARNESS.read_text(encoding="utf-8"))
+    view = {"name": manifest.name, "inputs": manifest.inputs, "outputs": manifest.outputs}
     harness = work / "harness.c"
-    harness.write_text(
-        template.render(name=manifest.name, inputs=manifest.inputs, outputs=manifest.outputs)
-    )
+    harness.write_text(templates.render(SUPPORT, "harness.c.j2", view), encoding="utf-8")
     sources = [harness, *(folder / s for s in manifest.sources)]
     target = load_target(manifest.target)
     return build_firmware(sources, [folder], target, work / "image", toolchain=tools)

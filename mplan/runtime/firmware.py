@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from mplan import templates
 from mplan.diagnostics import InfeasibleError, UnsupportedError
 from mplan.runtime import elf
 from mplan.runtime.elf import Symbol, symbol_sizes
@@ -191,22 +192,15 @@ def _link(tools: Compiler, firmware: Firmware, target: Target, objects: Sequence
 
 
 def _script(firmware: Firmware, target: Target) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(SUPPORT),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("link.ld.j2").render(
-        target=target.name,
-        memories=[_span(m) for m in firmware.memories],
-        vectors=firmware.vectors,
-        arena=target.arena,
-        weights=target.weights,
-        stack_bytes=firmware.stack_bytes,
-    )
+    view = {
+        "target": target.name,
+        "memories": [_span(m) for m in firmware.memories],
+        "vectors": firmware.vectors,
+        "arena": target.arena,
+        "weights": target.weights,
+        "stack_bytes": firmware.stack_bytes,
+    }
+    return templates.render(SUPPORT, "link.ld.j2", view)
 
 
 def _span(memory: Memory) -> _Span:

@@ -10,20 +10,18 @@ import base64
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mplan.ir.plan import PlanFile
+from mplan.templates import render
 from mplan.timeline import RegionUse, Timeline, verdict
 from mplan.units import clean, human_bytes, percent
 from mplan.viz.payload import payload
 from mplan.viz.text import render_text
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-_TEMPLATES = Path(__file__).parent / "templates"
+#: The templates, styles and scripts of the pictures.
+TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = ("model.js", "panel.js", "stage.js", "app.js")
 
 
@@ -75,22 +73,11 @@ def render_html(file: PlanFile, other: PlanFile | None = None) -> str:
     from markupsafe import Markup
 
     timelines = tuple(Timeline.of(f) for f in (other, file) if f is not None)
-    style = "\n" + (_TEMPLATES / "plan.css").read_text("utf-8")
-    code = "\n".join((_TEMPLATES / name).read_text("utf-8") for name in _SCRIPTS)
+    style = "\n" + (TEMPLATES / "plan.css").read_text("utf-8")
+    code = "\n".join((TEMPLATES / name).read_text("utf-8") for name in _SCRIPTS)
     script = f'\n(() => {{\n"use strict";\n{code}}})();\n'
     page = _page(timelines, Markup(style), Markup(script), Markup(_data(timelines)))
-    return environment().get_template("plan.html.j2").render(page=page)
-
-
-@cache
-def environment() -> Environment:
-    """The templates of this package: escaped, and strict about undefined names."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(_TEMPLATES)
-    return Environment(
-        loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    return render(TEMPLATES, "plan.html.j2", {"page": page}, escape=True)
 
 
 def _page(timelines: tuple[Timeline, ...], style: str, script: str, data: str) -> Page:

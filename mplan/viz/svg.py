@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mplan.ir.plan import PlanFile
+from mplan.templates import render
 from mplan.timeline import RegionUse, Timeline, verdict
 from mplan.units import clean, human_bytes
-from mplan.viz.html import environment
+from mplan.viz.html import TEMPLATES
 
 _LEFT, _RIGHT, _WIDTH = 84, 16, 960
 _MAP, _CURVE = 220, 72
@@ -61,25 +62,22 @@ def render_svg(file: PlanFile) -> str:
     panels = tuple(_panel(timeline, use, _HEAD + i * _PANEL) for i, use in enumerate(uses))
     name = clean(file.model or file.problem.name or "plan")
     status, words = verdict(file.plan.certificates)
-    return (
-        environment()
-        .get_template("plan.svg.j2")
-        .render(
-            width=_WIDTH,
-            height=_HEAD + len(panels) * _PANEL,
-            left=_LEFT,
-            right=_WIDTH - _RIGHT,
-            map_height=_MAP,
-            curve_floor=_curve_floor(),
-            title=f"{name} on {clean(file.target)}" if file.target else name,
-            status=status,
-            words=words,
-            digest=file.plan.digest[:12],
-            producer=clean(file.producer),
-            legend=_legend(file),
-            panels=panels,
-        )
-    )
+    view = {
+        "width": _WIDTH,
+        "height": _HEAD + len(panels) * _PANEL,
+        "left": _LEFT,
+        "right": _WIDTH - _RIGHT,
+        "map_height": _MAP,
+        "curve_floor": _curve_floor(),
+        "title": f"{name} on {clean(file.target)}" if file.target else name,
+        "status": status,
+        "words": words,
+        "digest": file.plan.digest[:12],
+        "producer": clean(file.producer),
+        "legend": _legend(file),
+        "panels": panels,
+    }
+    return render(TEMPLATES, "plan.svg.j2", view, escape=True)
 
 
 def _legend(file: PlanFile) -> tuple[tuple[float, str], ...]:

@@ -1,33 +1,18 @@
-"""The jinja2 environment of the templates, and C functions made from them."""
+"""C sources and functions from the templates of this package."""
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from mplan import templates
 from mplan.codegen.c.tensors import Function
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-
-@cache
-def environment() -> Environment:
-    """Strict about undefined names, without escaping, block tags on lines of their own."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("mplan.codegen.c", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **view: object) -> str:
     """The text of ``template`` for finished values."""
-    return environment().get_template(template).render(**view)
+    return templates.render(_TEMPLATES, template, view)
 
 
 def function(

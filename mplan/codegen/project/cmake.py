@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from mplan import templates
 from mplan.targets.model import Memory, Target, Toolchain
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
+_TEMPLATES = Path(__file__).parent / "templates" / "cmake"
 
 _ACCESS = {"flash": "rx"}
 
@@ -76,18 +75,5 @@ def _stack(tools: Toolchain) -> int:
     return (tools.stack_bytes + 7) // 8 * 8
 
 
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("mplan.codegen.project", "templates/cmake"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-
-
 def _render(template: str, **view: object) -> str:
-    return _environment().get_template(template).render(**view)
+    return templates.render(_TEMPLATES, template, view)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mplan import templates
 from mplan.codegen.triton.kernel import KernelView, kernel_view, tiled_graph
 from mplan.codegen.triton.spec import Attention, Tiling
 from mplan.codegen.triton.tilings import tilings_for
@@ -149,13 +150,4 @@ def _module_view(
 
 
 def _render(module: ModuleView, kernel: KernelView) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    template = environment.get_template("attention.py.j2")
-    return template.render(module=module, kernel=kernel)
+    return templates.render(_TEMPLATES, "attention.py.j2", {"module": module, "kernel": kernel})

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from mplan.ir.plan import (
     Buffer,
     Certificate,
+    Extent,
     Placement,
     Plan,
     PlanFile,
@@ -63,6 +64,22 @@ def test_lifetimes_agree_with_the_definition_of_live(problem: Problem) -> None:
         assert levels == live_bytes(problem, order, region.name)
 
 
+def test_what_a_buffer_holds_around_its_gaps() -> None:
+    gaps = (Extent(2, 4), Extent(4, 5, 1, 3), Extent(8, 9))
+    buffer = Buffer("x", 6, ("a",), lifetime=(0, 9), gaps=gaps)
+    whole = (Extent(0, 2, 0, 6), Extent(4, 5, 1, 3), Extent(5, 8, 0, 6))
+    assert tuple(buffer.held(0, 9)) == whole
+    assert tuple(replace(buffer, gaps=()).held(3, 5)) == (Extent(3, 5, 0, 6),)
+    assert tuple(replace(buffer, size_bytes=0, gaps=()).held(0, 9)) == ()
+    assert tuple(replace(buffer, gaps=()).held(0, 0)) == ()
+
+
+def test_capacities_can_be_left_out() -> None:
+    free = PROBLEM.unlimited()
+    assert [r.capacity_bytes for r in free.regions] == [None, None]
+    assert replace(free, regions=PROBLEM.regions) == PROBLEM
+
+
 def test_horizon_and_region() -> None:
     assert PROBLEM.horizon == 2
     fixed = Problem("q", (Region("a"),), (Buffer("x", 1, ("a",), lifetime=(3, 9)),))
@@ -80,11 +97,14 @@ def test_the_problem_digest_follows_content_and_not_names() -> None:
     same = (
         replace(PROBLEM, name="other"),
         replace(PROBLEM, buffers=(replace(x, name="z", shape="(8,)", dtype="i8", where="m.py:1"), y)),
+        replace(PROBLEM, buffers=(replace(x, hint=16), y)),
         replace(PROBLEM, steps=(replace(f, name="h", kind="conv", where="m.py:2"), g)),
     )
     assert {p.digest for p in same} == {digest}
     arena, host = PROBLEM.regions
     different = [
+        replace(PROBLEM, adjacent=((0, 1),)),
+        replace(PROBLEM, adjacent=((1, 0),)),
         replace(PROBLEM, regions=(replace(arena, capacity_bytes=65), host)),
         replace(PROBLEM, regions=(replace(arena, alignment=8), host)),
         replace(PROBLEM, regions=(replace(arena, name="b"), host)),
@@ -99,6 +119,8 @@ def test_the_problem_digest_follows_content_and_not_names() -> None:
                 {"live_out": True},
                 {"offset": 0},
                 {"lifetime": (0, 1)},
+                {"gaps": (Extent(0, 1),)},
+                {"gaps": (Extent(0, 1, 2, 4),)},
             )
         ),
         *(

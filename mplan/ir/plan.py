@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Literal
 
 SCHEMA_VERSION = 1
@@ -42,13 +42,24 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """The bytes ``[low, high)`` of a buffer during ``[start, end)``; none if ``low`` is ``high``."""
+
+    start: int
+    end: int
+    low: int = 0
+    high: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Buffer:
     """Bytes that must be placed.
 
     ``regions`` are the regions in which it may be touched, best first. ``live_in`` buffers hold data
     before the first step, ``live_out`` ones must survive the last. ``lifetime`` fixes the half-open
-    interval (problems without steps), ``offset`` the address. ``shape``, ``dtype`` and ``where`` are
-    for people and stay out of the digest.
+    interval (problems without steps); in its ``gaps``, in order of time, the buffer holds less than all
+    its bytes. ``offset`` fixes the address, ``hint`` is one to try first. ``hint``, ``shape``,
+    ``dtype`` and ``where`` stay out of the digest.
     """
 
     name: str
@@ -63,6 +74,19 @@ class Buffer:
     shape: str = ""
     dtype: str = ""
     where: str = ""
+    gaps: tuple[Extent, ...] = ()
+    hint: int | None = None
+
+    def held(self, start: int, end: int) -> Iterator[Extent]:
+        """What it holds while it is placed during ``[start, end)``, in order of time."""
+        for gap in self.gaps:
+            if start < gap.start and self.size_bytes:
+                yield Extent(start, gap.start, 0, self.size_bytes)
+            if gap.low < gap.high:
+                yield gap
+            start = gap.end
+        if start < end and self.size_bytes:
+            yield Extent(start, end, 0, self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +111,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Buffers, regions and steps; ``steps`` stand in captured order, a valid topological order."""
+    """Buffers, regions and steps; ``steps`` stand in captured order, a valid topological order.
+
+    The buffers (indices) of each group in ``adjacent`` lie one directly behind the other. A region's
+    alignment holds for the first of a group alone, a buffer's own for every one.
+    """
 
     name: str
     regions: tuple[Region, ...]
     buffers: tuple[Buffer, ...]
     steps: tuple[Step, ...] = ()
+    adjacent: tuple[tuple[int, ...], ...] = ()
 
     @property
     def horizon(self) -> int:
@@ -107,6 +136,10 @@ class Problem:
             if region.name == name:
                 return region
         raise KeyError(name)
+
+    def unlimited(self) -> Problem:
+        """The same problem in regions without a capacity."""
+        return replace(self, regions=tuple(replace(r, capacity_bytes=None) for r in self.regions))
 
     def lifetimes(self, order: Iterable[int]) -> tuple[tuple[int, int], ...]:
         """The half-open lifetime of each buffer when the steps run in ``order``.
@@ -136,10 +169,13 @@ class Problem:
             "regions": [[r.name, r.capacity_bytes, r.alignment, r.addressable] for r in self.regions],
             "buffers": [
                 [b.size_bytes, b.regions, b.alignment, b.live_in, b.live_out, b.lifetime, b.offset]
+                + [astuple(gap) for gap in b.gaps]
                 for b in self.buffers
             ],
             "steps": [[sorted(s.reads), sorted(s.writes), sorted(s.after)] for s in self.steps],
         }
+        if self.adjacent:
+            canonical["adjacent"] = [list(group) for group in self.adjacent]
         return _sha256(canonical)
 
 

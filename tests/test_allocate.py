@@ -302,11 +302,17 @@ def test_a_missing_ortools_is_a_missing_tool(monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.code == "MP225"
 
 
-def test_ctrl_c_stops_cp_sat_and_is_raised() -> None:
+def test_ctrl_c_stops_cp_sat_and_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     instance = from_problem(csv("J"), (), "arena")
     search = Search(tuple(0 for _ in instance.boxes), 10**7, "start", Bound(989_184, "live", (0,)))
-    timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    solver = cpsat.cp_model().CpSolver
+    solve = solver.solve
+
+    def solve_and_interrupt(*args: object) -> object:
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return solve(*args)
+
+    monkeypatch.setattr(solver, "solve", solve_and_interrupt)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         packing.run(instance, search, Deadline(120), 0)

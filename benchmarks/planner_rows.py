@@ -1,0 +1,93 @@
+"""One row of the planner's benchmark: our plan of a problem beside what each peer does with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import planner_peers as peers
+
+from mplan.ir.plan import Buffer, Problem, Region
+from mplan.passes.allocate import OverBudget
+from mplan.passes.live import live_peak
+from mplan.passes.planner import solve
+from mplan.passes.schedule import arena
+
+Figures = dict[str, Any]
+
+SYSTEMS = ("ours", "tflm", "best_fit", "inductor", "cpsat")
+
+
+def measure(problem: Problem, systems: tuple[str, ...], limit_s: float) -> Figures:
+    """The figures of ``problem`` under ``systems``; bytes, and seconds of CPU and of the clock."""
+    region = arena(problem)
+    makers: dict[str, Callable[[], Figures | None]] = {
+        "ours": lambda: _ours(problem, region, limit_s),
+        "tflm": lambda: {"arena_bytes": peers.greedy_by_size(problem)},
+        "best_fit": lambda: {"arena_bytes": peers.best_fit(problem)},
+        "inductor": lambda: _inductor(problem) if problem.steps else None,
+        "cpsat": lambda: _cpsat(problem, limit_s),
+    }
+    row: Figures = {
+        "problem": problem.digest,
+        "steps": len(problem.steps),
+        "buffers": len(problem.buffers),
+        "capacity_bytes": problem.region(region).capacity_bytes,
+        "captured_peak_bytes": live_peak(problem, range(len(problem.steps)), region)[0],
+    }
+    return row | {name: _timed(makers[name]) for name in systems}
+
+
+def _timed(make: Callable[[], Figures | None]) -> Figures | None:
+    cpu, wall = time.process_time(), time.monotonic()
+    made = make()
+    if made is None:
+        return None
+    spent = {"cpu_s": time.process_time() - cpu, "wall_s": time.monotonic() - wall}
+    return made | {name: round(seconds, 3) for name, seconds in spent.items()}
+
+
+def warm_up() -> None:
+    """Load and compile what the solvers load once per installation, so that no row pays for it."""
+    sizes = (3, 5, 7, 2, 9, 4, 6, 8)
+    boxes = tuple(
+        Buffer(f"b{i}", size, ("arena",), lifetime=(i % 4, i % 4 + 3)) for i, size in enumerate(sizes)
+    )
+    solve(Problem("warm", (Region("arena"),), boxes), solver="exact", limit_s=60)
+
+
+def _ours(problem: Problem, region: str, limit_s: float) -> Figures:
+    try:
+        plan = solve(problem, limit_s=limit_s)
+    except OverBudget as error:
+        return {"arena_bytes": error.needs_bytes, "fits": False, "status": "infeasible"}
+    order = plan.certificate(f"schedule:{region}")
+    address = plan.certificate(f"allocate:{region}")
+    assert address is not None
+    bound = order.lower_bound_bytes if order else address.lower_bound_bytes
+    return {
+        "peak_bytes": order.value_bytes if order else None,
+        "arena_bytes": plan.peak_bytes(region),
+        "bound_bytes": bound,
+        "bound_kind": (order or address).bound_kind,
+        "status": "optimal" if plan.peak_bytes(region) == bound else "feasible",
+        "order_status": order.status if order else None,
+        "fits": True,
+    }
+
+
+def _inductor(problem: Problem) -> Figures | None:
+    try:
+        method, _, peak = peers.inductor_order(problem)
+    except ImportError:  # PyTorch before it had torch._inductor.memory
+        return None
+    return {"peak_bytes": peak, "method": method}
+
+
+def _cpsat(problem: Problem, limit_s: float) -> Figures | None:
+    found = peers.cpsat(problem, limit_s)
+    if found is None:
+        return None
+    key = "peak_bytes" if problem.steps else "arena_bytes"
+    return {key: found.value, "bound_bytes": found.bound}

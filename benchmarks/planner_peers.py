@@ -226,15 +226,17 @@ class Answer:
 
 
 def cpsat(problem: Problem, limit_s: float, workers: int = 2) -> Answer | None:
-    """What CP-SAT finds alone: the least peak over orders, or the least height without steps.
+    """What CP-SAT finds alone: the least peak over orders; without steps, the least height or, where
+    there is a capacity, one that keeps it.
 
     None if the model is too large to be built within the limit.
     """
     if problem.steps:
         return _cpsat_order(problem, limit_s, workers) if len(problem.steps) <= _MAX_STEPS else None
     instance = instance_of(problem, ())
-    fits = len(instance.boxes) <= _MAX_BOXES
-    return _cpsat_offsets(instance, limit_s, workers) if fits else None
+    if len(instance.boxes) > _MAX_BOXES:
+        return None
+    return _cpsat_offsets(instance, problem.region(arena(problem)).capacity_bytes, limit_s, workers)
 
 
 def _cpsat_order(problem: Problem, limit_s: float, workers: int) -> Answer:
@@ -285,7 +287,7 @@ def _lifetime(
     return model.new_interval_var(first, length, last, "")
 
 
-def _cpsat_offsets(instance: Instance, limit_s: float, workers: int) -> Answer:
+def _cpsat_offsets(instance: Instance, capacity: int | None, limit_s: float, workers: int) -> Answer:
     """Rectangles that do not overlap and a cumulative constraint; starts at greedy by size."""
     from ortools.sat.python import cp_model
 
@@ -296,7 +298,7 @@ def _cpsat_offsets(instance: Instance, limit_s: float, workers: int) -> Answer:
         gcd(*(n for b in boxes for n in (b.size, b.alignment * (b.alignment > 1), b.fixed or 0))) or 1
     )
     sizes = [b.size // unit for b in boxes]
-    most = instance.height(start) // unit
+    most = (instance.height(start) if capacity is None else capacity) // unit
     top = model.new_int_var(0, most, "height")
     columns = [model.new_fixed_size_interval_var(b.start, b.end - b.start, "") for b in boxes]
     rows = []
@@ -310,13 +312,19 @@ def _cpsat_offsets(instance: Instance, limit_s: float, workers: int) -> Answer:
         rows.append(model.new_fixed_size_interval_var(multiple * step, size, ""))
     model.add_no_overlap_2d(columns, rows)
     model.add_cumulative(columns, sizes, top)
-    return _minimise(model, top, unit, limit_s, workers)
+    if capacity is None:
+        return _minimise(model, top, unit, limit_s, workers)
+    return _solve(model, top, unit, limit_s, workers)
 
 
 def _minimise(model: Any, top: Any, unit: int, limit_s: float, workers: int) -> Answer:
+    model.minimize(top)
+    return _solve(model, top, unit, limit_s, workers)
+
+
+def _solve(model: Any, top: Any, unit: int, limit_s: float, workers: int) -> Answer:
     from ortools.sat.python import cp_model
 
-    model.minimize(top)
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds = limit_s
     solver.parameters.num_workers = workers

@@ -6,6 +6,13 @@
     mplan.compile(model, (example_input,), target="stm32f746", out="build")
     torch.compile(model, backend="mplan", options={"budget": "2GiB"})
 
+The planner alone, without torch:
+
+    problem = mplan.load_problem("dag.json")       # or Problem(name, regions, buffers, steps)
+    ordered = mplan.schedule(problem)              # an order, its peak, a bound
+    placed = mplan.allocate(problem, ordered.order)    # offsets at that order, their height, a bound
+    plan = mplan.solve(problem)                    # both together, checked
+
 Importing this package does not import torch; names are loaded when they are used.
 """
 
@@ -21,9 +28,10 @@ if TYPE_CHECKING:
     from mplan.compiler import compile_model as compile
     from mplan.diagnostics import MplanError
     from mplan.ir.check import check
-    from mplan.ir.plan import Certificate, Plan, PlanFile, Problem
+    from mplan.ir.plan import Buffer, Certificate, Plan, PlanFile, Problem, Region, Step
     from mplan.ir.plan_json import load_plan as load
     from mplan.ir.plan_json import save_plan as save
+    from mplan.ir.problem_file import load_problem
     from mplan.options import Options
     from mplan.passes.allocate import allocate
     from mplan.passes.planner import solve
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     from mplan.targets.model import Target
 
 __all__ = [
+    "Buffer",
     "Certificate",
     "Compiled",
     "MplanError",
@@ -39,13 +48,16 @@ __all__ = [
     "Plan",
     "PlanFile",
     "Problem",
+    "Region",
     "Result",
+    "Step",
     "Target",
     "__version__",
     "allocate",
     "check",
     "compile",
     "load",
+    "load_problem",
     "load_target",
     "plan",
     "save",
@@ -54,6 +66,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Buffer": "mplan.ir.plan",
     "Certificate": "mplan.ir.plan",
     "Compiled": "mplan.compiler",
     "MplanError": "mplan.diagnostics",
@@ -61,12 +74,15 @@ _HOMES = {
     "Plan": "mplan.ir.plan",
     "PlanFile": "mplan.ir.plan",
     "Problem": "mplan.ir.plan",
+    "Region": "mplan.ir.plan",
     "Result": "mplan.compiler",
+    "Step": "mplan.ir.plan",
     "Target": "mplan.targets.model",
     "allocate": "mplan.passes.allocate",
     "check": "mplan.ir.check",
     "compile": "mplan.compiler:compile_model",
     "load": "mplan.ir.plan_json:load_plan",
+    "load_problem": "mplan.ir.problem_file",
     "load_target": "mplan.targets.load",
     "plan": "mplan.compiler",
     "save": "mplan.ir.plan_json:save_plan",

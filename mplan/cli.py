@@ -103,6 +103,9 @@ def plan(
     budget: Annotated[
         str | None, typer.Option("--budget", "--capacity", help="Bytes for the arena: 65536, 64KiB.")
     ] = None,
+    minimise: Annotated[
+        bool, typer.Option("--minimise", help="Find the smallest capacity, with a proof or a gap.")
+    ] = False,
     solver: Solver = "auto",
     limit: Limit = 10.0,
     seed: Seed = 0,
@@ -115,17 +118,20 @@ def plan(
     from mplan import compiler
     from mplan.report import render as show
 
-    options = _options(target, budget, solver, limit, seed, dump)
+    options = _options(target, budget, solver, limit, seed, dump, minimise)
     with _progress(f"planning {model}"):
         result = compiler.plan(model, options=options)
+    smallest = compiler.smallest(result.file) if minimise else None
     if output:
         _write_plan(output, result.file)
     if html:
         _write_html(html, result.file)
     if as_json:
-        _emit(result.report.to_json())
+        _emit({**result.report.to_json(), **({"smallest": smallest.to_json()} if smallest else {})})
     else:
         show(result.report, err)
+        if smallest:
+            err.print(str(smallest), markup=False)
 
 
 @app.command("compile")
@@ -376,11 +382,17 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _options(
-    target: str, budget: str | None, solver: str, limit: float, seed: int, dump: str
+    target: str,
+    budget: str | None,
+    solver: str,
+    limit: float,
+    seed: int,
+    dump: str,
+    minimise: bool = False,
 ) -> Options:
     from mplan.options import Options
 
-    given = {"target": target, "budget": budget, "solver": solver}
+    given = {"target": target, "budget": budget, "minimise": minimise, "solver": solver}
     return Options.parse({**given, "limit": limit, "seed": seed, "dump": dump or None})
 
 

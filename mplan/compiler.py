@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from mplan.diagnostics import UnsupportedError, UserError
 from mplan.files import read_text
 from mplan.ir.graph import Graph
 from mplan.ir.ops import graph_macs
-from mplan.ir.plan import PlanFile, Problem, Region
+from mplan.ir.plan import PlanFile, Problem
+from mplan.ir.problem_file import SUFFIXES, load_problem
 from mplan.options import Options
 from mplan.pipeline import PRODUCER, Instrument, Planned, plan_graph
 from mplan.report import Report
@@ -24,8 +25,8 @@ from mplan.report import Report
 if TYPE_CHECKING:
     from mplan.capture import Captured
 
-#: Files that hold a problem or graph instead of a model.
-GRAPH_SUFFIX, CSV_SUFFIX, DAG_SUFFIX = ".mpir", ".csv", ".json"
+#: The ending of files that hold a graph in text form.
+GRAPH_SUFFIX = ".mpir"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ def plan(
     options = options or Options.parse(given)
     if isinstance(model, (str, Path)):
         path = Path(str(model))
-        if path.suffix in (CSV_SUFFIX, DAG_SUFFIX):
-            return plan_problem(_read_problem(path, options), options, str(path))
+        if path.suffix in SUFFIXES:
+            return plan_problem(load_problem(path, options.budget), options, str(path))
         if path.suffix == GRAPH_SUFFIX:
             from mplan.ir.parser import parse
 
@@ -72,15 +73,58 @@ def plan(
 
 
 def plan_problem(problem: Problem, options: Options, name: str = "") -> Result:
-    """Plan a bare problem (a MiniMalloc CSV or a DAG), without a model."""
+    """Plan a bare problem (a MiniMalloc CSV or a DAG), without a model.
+
+    With ``options.minimise`` the capacities of its regions do not count.
+    """
     from mplan.passes.planner import baseline, solve
 
     started = time.monotonic()
+    problem = problem.unlimited() if options.minimise else problem
     solved = solve(problem, solver=options.solver, limit_s=options.limit, seed=options.seed)
     seconds = {"capture": 0.0, "plan": time.monotonic() - started, "codegen": 0.0}
     file = PlanFile(problem, solved, PRODUCER, name)
     report = Report.of(file, baseline_peak_bytes=baseline(problem), seconds=seconds)
     return Result(file, report)
+
+
+@dataclass(frozen=True, slots=True)
+class Smallest:
+    """The smallest capacity of ``region`` that was found, and a lower bound for every plan."""
+
+    region: str
+    capacity_bytes: int
+    lower_bound_bytes: int
+
+    @property
+    def proven(self) -> bool:
+        """Whether no smaller capacity is enough."""
+        return self.capacity_bytes <= self.lower_bound_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the fields of this class, and whether it is proven."""
+        return {**asdict(self), "proven": self.proven}
+
+    def __str__(self) -> str:
+        """One line with the proof or the gap."""
+        found = f"smallest capacity of {self.region}: {self.capacity_bytes:,} B"
+        if self.proven:
+            return f"{found}, proven"
+        gap = self.capacity_bytes / self.lower_bound_bytes - 1 if self.lower_bound_bytes else 1.0
+        return f"{found}; at least {self.lower_bound_bytes:,} B (gap {gap:.2%})"
+
+
+def smallest(file: PlanFile) -> Smallest:
+    """What the plan of ``file`` says about the capacity of its arena.
+
+    The bound on addresses holds at the plan's order alone: with steps to order, it is the bound on live
+    bytes over all orders that counts.
+    """
+    plan, problem = file.plan, file.problem
+    ordered = next((c for c in plan.certificates if c.subject.startswith("schedule:")), None)
+    region = ordered.subject.partition(":")[2] if ordered else problem.regions[0].name
+    bound = ordered or plan.certificate(f"allocate:{region}")
+    return Smallest(region, plan.peak_bytes(region), bound.lower_bound_bytes if bound else 0)
 
 
 def capture_for(
@@ -121,17 +165,6 @@ def _weights_bytes(planned: Planned) -> int | None:
     if planned.target.family != "mcu":
         return None
     return planned.plan.peak_bytes(planned.target.weights)
-
-
-def _read_problem(path: Path, options: Options) -> Problem:
-    if path.suffix == CSV_SUFFIX:
-        from mplan.ir.csv_format import parse_csv
-
-        region = Region("arena", options.budget)
-        return parse_csv(read_text(path), region=region, file=str(path))
-    from mplan.ir.dag_format import load_dag
-
-    return load_dag(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,14 @@ class Options:
     """How to plan.
 
     ``target`` names a target or a TOML file; ``budget`` limits the arena (bytes; None: what the
-    target has). ``limit`` is the solvers' time in seconds. ``pipeline`` replaces the target's
-    pipeline (text form). ``dump`` is a folder that receives every graph and plan.
+    target has); ``minimise`` asks for the smallest one instead. ``limit`` is the solvers' time in
+    seconds. ``pipeline`` replaces the target's pipeline (text form). ``dump`` is a folder that
+    receives every graph and plan.
     """
 
     target: str = "cpu"
     budget: int | None = None
+    minimise: bool = False
     solver: str = "auto"
     limit: float = 10.0
     seed: int = 0
@@ -43,7 +45,11 @@ class Options:
         for key in given:
             if key not in known:
                 raise _unknown_key(key, sorted(known))
-        return replace(cls(), **{k: _convert(k, v) for k, v in given.items() if v is not None})
+        options = replace(cls(), **{k: _convert(k, v) for k, v in given.items() if v is not None})
+        if options.minimise and options.budget is not None:
+            message = "minimise asks for the smallest budget, but one is given"
+            raise UserError("MP423", message, help="leave out one of them")
+        return options
 
 
 def parse_bytes(text: str | int) -> int:
@@ -71,13 +77,22 @@ def _convert(key: str, value: Any) -> Any:
             return _positive(float(value))
         if key == "seed":
             return int(value)
+        if key == "minimise":
+            return _flag(value)
     except (TypeError, ValueError):
-        raise UserError("MP423", f"option {key}={value!r} is not a valid number") from None
+        kind = "True or False" if key == "minimise" else "a valid number"
+        raise UserError("MP423", f"option {key}={value!r} is not {kind}") from None
     if key == "solver" and value not in SOLVERS:
         raise UserError("MP423", f"unknown solver {value!r}", help=f"solvers: {', '.join(SOLVERS)}")
     if not isinstance(value, (str, Path)):
         raise UserError("MP423", f"option {key}={value!r} is not a text")
     return str(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
 
 
 def _positive(number: float) -> float:

@@ -78,14 +78,16 @@ class Planned:
         return PlanFile(self.lowered.problem, self.plan, PRODUCER, model, self.target.name)
 
 
-def layout_of(target: Target, budget: int | None = None) -> Layout:
+def layout_of(target: Target, budget: int | None = None, *, unlimited: bool = False) -> Layout:
     """Where a graph lives on ``target``.
 
     A microcontroller has its weights in flash and the user's inputs in the arena; elsewhere both
-    belong to the caller. ``budget`` lowers the arena's capacity.
+    belong to the caller. ``budget`` lowers the arena's capacity; an ``unlimited`` one has none.
     """
     arena = target.arena_memory.region()
-    if budget is not None:
+    if unlimited:
+        arena = replace(arena, capacity_bytes=None)
+    elif budget is not None:
         limit = budget if arena.capacity_bytes is None else min(budget, arena.capacity_bytes)
         arena = replace(arena, capacity_bytes=limit)
     if target.family != "mcu":
@@ -108,7 +110,7 @@ def plan_graph(
     started = time.monotonic()
     target = load_target(options.target)
     ctx = Context(
-        layout_of(target, options.budget),
+        layout_of(target, options.budget, unlimited=options.minimise),
         limit_s=options.limit,
         seed=options.seed,
         solver=options.solver,

@@ -61,7 +61,7 @@ class OverBudget(InfeasibleError):
 
 def allocate(
     problem: Problem,
-    order: Sequence[int],
+    order: Sequence[int] | None = None,
     *,
     region: str | None = None,
     solver: str = "auto",
@@ -71,14 +71,16 @@ def allocate(
 ) -> Allocated:
     """Place the buffers whose first choice is ``region`` (default: the first region).
 
-    ``order`` must be valid. ``capacity_bytes`` replaces the region's capacity. The solver stops at the
-    deadline or at a proof. A placement that fits the capacity comes first; once there is one, lower
-    ones are looked for in a fifth of the time that is left. Raises OverBudget (an
+    ``order`` must be valid; by default the steps run as captured. ``capacity_bytes`` replaces the
+    region's capacity. The solver stops at the deadline or at a proof. A placement that fits the
+    capacity comes first; once there is one, lower ones are looked for in a fifth of the time that is
+    left. Raises OverBudget (an
     InfeasibleError) MP221 if no placement fits the capacity, MP222 if none was found in time;
     UserError MP220 (unknown solver), MP223 (fixed offsets collide), MP226 (sizes out of range).
     """
     started = time.monotonic()
     deadline = Deadline(limit_s)
+    order = range(len(problem.steps)) if order is None else order
     name = region or problem.regions[0].name
     row = find_solver("allocate", solver)
     guard_total(sum(b.size_bytes for b in problem.buffers))

@@ -31,8 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The statements of one op below a comment that says what and where it is."""
+    """The statements of one op below a comment that says what and where it is.
 
+    ``position`` is its place in the plan's order; copies between regions have that of the next op.
+    """
+
+    position: int
     comment: tuple[str, ...]
     lines: tuple[str, ...]
 
@@ -213,7 +217,7 @@ def _steps(graph: Graph, memory: Memory, plan: Plan) -> tuple[list[Step], list[F
             missing.append((e.message, op.loc.where() if op.loc else None))
             continue
         if code.lines:
-            steps.append(Step(tuple(_comment(position, op, memory)), code.lines))
+            steps.append(Step(position, tuple(_comment(position, op, memory)), code.lines))
             functions += code.functions
     if missing:
         raise UnsupportedError(
@@ -245,7 +249,7 @@ def _transfers(memory: Memory, plan: Plan, position: int) -> Iterator[Step]:
         target, _ = memory.moved(t.buffer, t.target, position, arriving=True)
         name = memory.lowered.problem.buffers[t.buffer].name
         comment = f"/* {_comment_safe(name)}: {t.source} -> {t.target} */"
-        yield Step((comment,), (f"memcpy({target}, {source}, {size});",))
+        yield Step(position, (comment,), (f"memcpy({target}, {source}, {size});",))
 
 
 def _comment(position: int, op: Op, memory: Memory) -> Iterator[str]:

@@ -90,4 +90,4 @@ def _cpsat(problem: Problem, limit_s: float) -> Figures | None:
     if found is None:
         return None
     key = "peak_bytes" if problem.steps else "arena_bytes"
-    return {key: found.value, "bound_bytes": found.bound}
+    return {key: found.value, "bound_bytes": found.bound, "limit_s": limit_s}

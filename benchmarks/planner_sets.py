@@ -1,8 +1,8 @@
 """The instances of the planner's benchmark, by set: each set yields names with ways to make problems.
 
 ``minimalloc``, ``smallest`` and ``graphs`` are files of ``tests/data``; ``inference``, ``training`` and
-``splits`` are the graphs of the test zoo after the passes that precede planning; ``generated`` and
-``large`` follow from definitions.
+``splits`` are the graphs of the test zoo after the passes that precede planning; ``nas``, ``layers``
+and ``large`` follow from definitions.
 """
 
 from __future__ import annotations
@@ -144,27 +144,32 @@ def split(name: str) -> dict[str, Captured]:
 # ---- generated ----
 
 
-def generated() -> Iterator[Item]:
-    """NAS cells, randomly wired networks, and a GPT's training step of 8 and 96 layers."""
-    import planner_generated as make
+def nas() -> Iterator[Item]:
+    """Cells of architecture search and randomly wired networks."""
+    from nas_graphs import instances
 
-    for name in make.CELLS:
-        yield f"{name}_6", partial(make.cells, name, 6)
-    for seed in range(4):
-        yield f"randwire_{seed}", partial(make.randomly_wired, seed)
-    for layers in (8, 96):
-        yield f"gpt_{layers}L", partial(make.gpt_training, layers)
+    for name, problem in instances().items():
+        yield name, lambda problem=problem: problem
+
+
+def layers() -> Iterator[Item]:
+    """The training step of a GPT with few layers and with many."""
+    from planner_generated import gpt_training
+
+    for count in (8, 96):
+        yield f"gpt_{count}L", partial(gpt_training, count)
 
 
 def large() -> Iterator[Item]:
     """Ten and fifty thousand steps."""
-    import planner_generated as make
+    from planner_generated import gpt_training, skips
 
     for count in (10_000, 50_000):
-        yield f"skips_{count}", partial(make.skips, count)
-        yield f"gpt_{count}", partial(make.gpt_training, count // 60)
+        yield f"skips_{count}", partial(skips, count)
+        yield f"gpt_{count}", partial(gpt_training, count // 31)
 
 
 SETS: dict[str, Callable[[], Iterator[Item]]] = {
-    f.__name__: f for f in (minimalloc, smallest, graphs, inference, training, splits, generated, large)
+    f.__name__: f
+    for f in (minimalloc, smallest, graphs, inference, training, splits, nas, layers, large)
 }

@@ -152,8 +152,9 @@ def _live_bytes(file: PlanFile, region: str) -> tuple[int, ...]:
     delta = [0] * (horizon + 1)
     for p in file.plan.placements:
         if p.region == region and p.start < min(p.end, horizon):
-            delta[p.start] += file.problem.buffers[p.buffer].size_bytes
-            delta[min(p.end, horizon)] -= file.problem.buffers[p.buffer].size_bytes
+            for x in file.problem.buffers[p.buffer].held(p.start, min(p.end, horizon)):
+                delta[x.start] += x.high - x.low
+                delta[x.end] -= x.high - x.low
     return tuple(accumulate(delta[:horizon]))
 
 

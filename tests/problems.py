@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from dataclasses import replace
+from itertools import pairwise, permutations
 
 from hypothesis import strategies as st
 
-from mplan.ir.plan import Buffer, Problem, Region, Step
+from mplan.ir.plan import Buffer, Extent, Problem, Region, Step
 
 REGIONS = (Region("arena", None, 1), Region("flash", None, 4))
 
@@ -69,6 +70,33 @@ def rectangles(draw: st.DrawFn, max_buffers: int = 6, fixed: bool = False) -> Pr
     return Problem("boxes", (region,), tuple(buffers))
 
 
+@st.composite
+def rigid(draw: st.DrawFn, max_buffers: int = 5) -> Problem:
+    """Buffers of fixed lifetime, some with gaps or windows in them, some in adjacent groups."""
+    buffers = []
+    for i in range(draw(st.integers(0, max_buffers))):
+        start, length = draw(st.integers(0, 4)), draw(st.integers(0, 4))
+        size = draw(st.integers(0, 5))
+        gaps: list[Extent] = []
+        at = start
+        while at < start + length and draw(st.integers(0, 2)) == 0:
+            begin = draw(st.integers(at, start + length - 1))
+            end = draw(st.integers(begin + 1, start + length))
+            low = draw(st.integers(0, size))
+            gaps.append(Extent(begin, end, low, draw(st.integers(low, size))))
+            at = end
+        alignment = draw(st.sampled_from((1, 1, 2, 3)))
+        at_offset = draw(st.integers(0, 6)) * alignment if draw(st.integers(0, 6)) == 0 else None
+        lifetime = (start, start + length)
+        buffer = Buffer(f"b{i}", size, ("arena",), alignment, lifetime=lifetime, offset=at_offset)
+        buffers.append(replace(buffer, gaps=tuple(gaps)))
+    indices = draw(st.permutations(range(len(buffers))))
+    cuts = sorted(draw(st.sets(st.integers(0, len(buffers)), max_size=3)))
+    groups = tuple(tuple(indices[a:b]) for a, b in pairwise(cuts) if b - a > 1)
+    region = Region("arena", None, draw(st.sampled_from((1, 1, 2))))
+    return Problem("rigid", (region,), tuple(buffers), adjacent=groups)
+
+
 def live_bytes(problem: Problem, order: tuple[int, ...], region: str) -> list[int]:
     """Live bytes at each position, from the definition."""
     levels = []
@@ -124,6 +152,48 @@ def least_height(problem: Problem) -> int | None:
         top = max((at + b.size_bytes for b, at in placed), default=0)
         best = top if best is None else min(best, top)
     return best
+
+
+def least_rigid_height(problem: Problem) -> int | None:
+    """``least_height`` with gaps and adjacent groups, by trying all addresses under every height."""
+    grouped = {i for group in problem.adjacent for i in group}
+    chains = [*problem.adjacent, *((i,) for i in range(len(problem.buffers)) if i not in grouped)]
+    most = max((b.offset or 0 for b in problem.buffers), default=0)
+    most += sum(b.size_bytes + 12 for b in problem.buffers)
+    options = [[_cells(problem, chain, base) for base in range(most)] for chain in chains]
+    places = [list({found: 0 for found in bases if found is not None}) for bases in options]
+    places.sort(key=len)
+    heights = range(most + 1)
+    return next((h for h in heights if _fits(places, h, 0)), None) if _fits(places, most, 0) else None
+
+
+def _fits(places: list[list[tuple[int, int]]], height: int, taken: int) -> bool:
+    """Whether every chain has a place up to ``height`` that leaves out the cells ``taken``."""
+    if not places:
+        return True
+    for cells, top in places[0]:
+        if top <= height and not cells & taken and _fits(places[1:], height, taken | cells):
+            return True
+    return False
+
+
+def _cells(problem: Problem, chain: tuple[int, ...], base: int) -> tuple[int, int] | None:
+    """The cells (time and address, a bit each) of a chain at ``base``, and its top; None if it may
+    not lie there."""
+    cells, top, at = 0, 0, base
+    if at % problem.regions[0].alignment:
+        return None
+    for i in chain:
+        b = problem.buffers[i]
+        if at % b.alignment or b.offset not in (None, at):
+            return None
+        for time in range(*b.lifetime):
+            gap = next((g for g in b.gaps if g.start <= time < g.end), None)
+            low, high = (0, b.size_bytes) if gap is None else (gap.low, gap.high)
+            cells |= ((1 << high) - (1 << low)) << (at + 256 * time)
+            top = max(top, at + b.size_bytes) if low < high else top
+        at += b.size_bytes
+    return cells, top
 
 
 def _hits(b: Buffer, at: int, placed: list[tuple[Buffer, int]]) -> bool:

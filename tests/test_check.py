@@ -16,6 +16,7 @@ from mplan.ir.plan import (
     UNSEALED,
     Buffer,
     Certificate,
+    Extent,
     Placement,
     Plan,
     PlanFile,
@@ -306,3 +307,87 @@ def test_a_summary_that_differs_from_the_plan_is_rejected(key: str) -> None:
     document = FILES[0].to_json()
     document[key] = {} if key == "offsets" else []
     assert {v.reason for v in check_file(document, FILES[0])} == {"seal"}
+
+
+# ---- gaps and adjacent buffers ----
+
+LAYOUT = Problem(
+    "layout",
+    (Region("r", None, 4),),
+    (
+        Buffer("a", 6, ("r",), lifetime=(0, 6), gaps=(Extent(1, 3), Extent(3, 5, 2, 4))),
+        Buffer("b", 6, ("r",), lifetime=(1, 3)),
+        Buffer("c", 3, ("r",), lifetime=(5, 6)),
+        Buffer("d", 5, ("r",), lifetime=(4, 7)),
+    ),
+    adjacent=((2, 3),),
+)
+
+
+def layout(*offsets: int) -> Plan:
+    places = tuple(
+        Placement(i, "r", at, *b.lifetime)
+        for i, (at, b) in enumerate(zip(offsets, LAYOUT.buffers, strict=True))
+    )
+    top = max(at + b.size_bytes for at, b in zip(offsets, LAYOUT.buffers, strict=True))
+    return Plan(LAYOUT.digest, (), places, peaks=(("r", top),))
+
+
+@pytest.mark.parametrize(
+    ("offsets", "reasons"),
+    [
+        ((0, 0, 8, 11), set()),
+        ((0, 4, 8, 11), set()),
+        ((4, 0, 0, 3), {"overlap"}),
+        ((0, 0, 8, 12), {"adjacent"}),
+        ((0, 0, 6, 9), {"alignment"}),
+        ((0, 2, 8, 11), {"alignment"}),
+        ((8, 0, 0, 3), set()),
+        ((8, 0, 4, 7), {"overlap"}),
+    ],
+)
+def test_gaps_give_room_and_adjacent_buffers_stay_together(
+    offsets: tuple[int, ...], reasons: set[str]
+) -> None:
+    assert {v.reason for v in check(LAYOUT, layout(*offsets))} == reasons
+
+
+def test_bounds_count_what_is_held_and_fixed_offsets_move_their_group() -> None:
+    plan = layout(0, 0, 8, 11)
+
+    def faults(problem: Problem, kind: str, least: int, *witness: int) -> int:
+        fact = Certificate("allocate:r", 16, least, kind, "feasible", "s", witness=witness)
+        return len(check(problem, replace(plan, problem=problem.digest, certificates=(fact,))))
+
+    for position, held in enumerate((6, 6, 6, 2, 7, 14, 5)):
+        assert faults(LAYOUT, "live", held, position) == 0 < faults(LAYOUT, "live", held + 1, position)
+    assert faults(LAYOUT, "padded", 14, 5) == 1
+    c = replace(LAYOUT.buffers[2], offset=8)
+    fixed = replace(LAYOUT, buffers=(*LAYOUT.buffers[:2], c, LAYOUT.buffers[3]))
+    tall = Certificate("allocate:r", 16, 16, "fixed", "optimal", "s")
+    assert check(fixed, replace(plan, problem=fixed.digest, certificates=(tall,))) == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"adjacent": ((2, 3), (3, 1))},
+        {"adjacent": ((2, 4),)},
+        {"buffers": (replace(LAYOUT.buffers[0], gaps=(Extent(1, 3), Extent(2, 4))),)},
+        {"buffers": (replace(LAYOUT.buffers[0], gaps=(Extent(5, 7),)),)},
+        {"buffers": (replace(LAYOUT.buffers[0], gaps=(Extent(1, 2, 3, 7),)),)},
+        {"buffers": (replace(LAYOUT.buffers[0], lifetime=None),)},
+    ],
+)
+def test_impossible_gaps_and_groups_are_refused(change: dict[str, Any]) -> None:
+    problem = replace(LAYOUT, **change)
+    (found,) = {v.reason for v in check(problem, layout(0, 0, 8, 11))}
+    assert found == "problem"
+
+
+def test_adjacent_buffers_share_their_regions() -> None:
+    elsewhere = replace(LAYOUT.buffers[3], regions=("s",))
+    problem = replace(
+        LAYOUT, regions=(Region("r"), Region("s")), buffers=(*LAYOUT.buffers[:3], elsewhere)
+    )
+    assert [v.reason for v in check(problem, layout(0, 0, 8, 11))] == ["problem"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mplan.diagnostics import MplanError, UserError
 from mplan.ir.csv_format import parse_csv, print_csv
 from mplan.ir.dag_format import load_dag, parse_dag
-from mplan.ir.plan import Buffer, Placement, Plan, Problem, Region
+from mplan.ir.plan import Buffer, Extent, Placement, Plan, Problem, Region
 from mplan.passes.planner import solve
 from tests.problems import rectangles
 
@@ -26,6 +26,25 @@ def test_columns_in_any_order_blank_lines_spaces_and_a_bom() -> None:
         Buffer("a", 4, ("arena",), 8, lifetime=(0, 3)),
         Buffer("b", 6, ("arena",), 1, lifetime=(3, 9), offset=16),
     )
+
+
+def test_gaps_and_hints_are_read_and_written() -> None:
+    text = "id,lower,upper,size,hint,gaps\na,0,9,8,-1,6-7@2:4 1-3\nb,2,4,1,16,\n"
+    problem = parse_csv(text)
+    assert [b.gaps for b in problem.buffers] == [(Extent(1, 3), Extent(6, 7, 2, 4)), ()]
+    assert [b.hint for b in problem.buffers] == [None, 16]
+    plan = Plan("", (), (Placement(0, "arena", 4, 0, 9), Placement(1, "arena", 0, 2, 4)))
+    rows = "a,0,9,8,-1,1-3 6-7@2:4,4\nb,2,4,1,16,,0\n"
+    assert print_csv(problem, plan) == "id,lower,upper,size,hint,gaps,offset\n" + rows
+    again = parse_csv(print_csv(problem, plan)).buffers
+    assert [(b.gaps, b.hint) for b in again] == [(b.gaps, b.hint) for b in problem.buffers]
+
+
+def test_the_older_names_of_columns_mean_closed_intervals() -> None:
+    problem = parse_csv("buffer_id,start,end,size,gaps\na,0,8,8,1-2 6-6@2:4\n")
+    assert problem.buffers[0].lifetime == (0, 9)
+    assert problem.buffers[0].gaps == (Extent(1, 3), Extent(6, 7, 2, 4))
+    assert parse_csv("buffer,begin,upper,size\na,0,8,8\n").buffers[0].lifetime == (0, 8)
 
 
 def test_the_region_may_be_given() -> None:
@@ -102,6 +121,12 @@ def test_names_that_cannot_be_written_are_refused(name: str) -> None:
         ("id,lower,upper,size\n,0,3,4\n", "f.csv:2:1", "the id is empty"),
         ('id,lower,upper,size\n"a",0,3,4\n', "f.csv:2:1", "quotes"),
         ("id,lower,upper,size,alignment\na,0,3,4,0\n", "f.csv:2:9", "alignment is 0"),
+        ("id,lower,upper,size,hint\na,0,3,4,-2\n", "f.csv:2:9", "found '-2'"),
+        ("id,start,lower,upper,size\n", "f.csv:1:10", "lower stands twice"),
+        ("id,lower,upper,size,gaps\na,0,3,4,1\n", "f.csv:2:9", "3-5@0:8, found '1'"),
+        ("id,lower,upper,size,gaps\na,0,3,4,1-4\n", "f.csv:2:9", "gap [1, 4) of bytes [0, 0)"),
+        ("id,lower,upper,size,gaps\na,0,9,4,1-4 3-5\n", "f.csv:2:9", "gap [3, 5)"),
+        ("id,lower,upper,size,gaps\na,0,9,4,1-4@2:5\n", "f.csv:2:9", "bytes [2, 5)"),
     ],
 )
 def test_malformed_input_is_named_with_line_and_column(text: str, place: str, part: str) -> None:
@@ -147,6 +172,12 @@ def test_any_text_gives_a_problem_or_a_coded_error(text: str) -> None:
             ' "tensors": [{"size": 4, "prod": 0, "cons": []}]}',
             "does not make it",
         ),
+        ('{"name": "x", "nodes": [], "tensors": [], "adjacent": [[0]]}', "tensor 0 does not exist"),
+        (
+            '{"name": "x", "nodes": [], "tensors": [{"size": 4, "prod": -1, "cons": []}],'
+            ' "adjacent": [[0], [0]]}',
+            "$.adjacent[1][0]: tensor 0 stands in a group already",
+        ),
     ],
 )
 def test_malformed_dags_are_named_with_a_json_path(text: str, part: str) -> None:
@@ -161,8 +192,10 @@ def test_a_dag_becomes_a_problem() -> None:
         ' {"name": "b", "op": "add", "ins": [1, 2], "outs": [3]}], "tensors": ['
         '{"size": 4, "prod": -1, "cons": [0], "kind": "input"}, {"size": 5, "prod": 0, "cons": [1]},'
         '{"size": 6, "prod": -1, "cons": [1], "kind": "inout"}, {"size": 7, "prod": 1, "cons": [],'
-        ' "kind": "output"}, {"size": 8, "prod": -1, "cons": [], "kind": "input"}]}'
+        ' "kind": "output"}, {"size": 8, "prod": -1, "cons": [], "kind": "input"}],'
+        ' "adjacent": [[0, 2]]}'
     )
+    assert problem.adjacent == ((0, 2),)
     assert problem.lifetimes((0, 1)) == ((0, 1), (0, 2), (0, 2), (1, 2), (0, 0))
     assert [s.after for s in problem.steps] == [(), (0,)]
     graph = load_dag(DATA / "graphs" / "mobilenet_v2.json")

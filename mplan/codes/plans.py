@@ -8,7 +8,7 @@ CODES: dict[str, Code] = {
     "MP200": Code(
         "the plan breaks conditions of the checker",
         "`mplan check` replayed the plan against its problem and found conditions that fail. Each has "
-        "a code of its own (MP201 to MP216), listed as notes.",
+        "a code of its own (MP201 to MP217), listed as notes.",
     ),
     "MP201": Code(
         "the plan answers another problem",
@@ -83,6 +83,11 @@ CODES: dict[str, Code] = {
         "a stale copy is used",
         "A spilled copy is brought back although the buffer was written after the copy was made.",
     ),
+    "MP217": Code(
+        "buffers that must be adjacent are not",
+        "The problem demands that the buffers of a group lie one directly behind the other; the plan "
+        "puts one elsewhere, or in another region.",
+    ),
     "MP220": Code(
         "unknown solver",
         "Each decision, the order and the addresses, has its own solvers; the help line lists them.",
@@ -99,8 +104,9 @@ CODES: dict[str, Code] = {
         "Give the solver more time.",
     ),
     "MP223": Code(
-        "fixed offsets contradict each other",
-        "Two buffers with fixed offsets overlap while both are live, or a fixed offset is misaligned.",
+        "fixed offsets or adjacent buffers contradict each other",
+        "Two buffers with fixed offsets overlap while both are live, a fixed offset is misaligned, or "
+        "no address satisfies the alignments and fixed offsets of all buffers of an adjacent group.",
     ),
     "MP225": Code(
         "OR-tools is missing",
@@ -117,8 +123,9 @@ CODES: dict[str, Code] = {
     ),
     "MP230": Code(
         "malformed CSV",
-        "The file does not follow MiniMalloc's format `id,lower,upper,size[,alignment][,offset]`: a "
-        "header, then one buffer per line; lifetimes are half-open `[lower, upper)`.",
+        "The file does not follow MiniMalloc's format `id,lower,upper,size` with optional columns "
+        "`alignment`, `hint`, `gaps` and `offset`: a header, then one buffer per line; lifetimes are "
+        "half-open `[lower, upper)`, gaps look like `3-5` or `3-5@0:8`.",
     ),
     "MP231": Code(
         "malformed DAG instance",

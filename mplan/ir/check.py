@@ -11,12 +11,12 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import gcd, lcm
 from typing import Any
 
 from mplan.ir.closure import closure
-from mplan.ir.plan import Certificate, Plan, PlanFile, Problem, content_digest, summary
+from mplan.ir.plan import Certificate, Placement, Plan, PlanFile, Problem, content_digest, summary
 
 #: Code and name of each condition; the name is stable and is what tests and JSON use.
 REASONS = {
@@ -36,6 +36,7 @@ REASONS = {
     "seal": "MP214",
     "problem": "MP215",
     "stale_copy": "MP216",
+    "adjacent": "MP217",
 }
 
 
@@ -69,6 +70,7 @@ def check(problem: Problem, plan: Plan) -> tuple[Violation, ...]:
         replay.copies,
         replay.freshness,
         replay.overlaps,
+        replay.groups,
         replay.heights,
         replay.bounds,
     )
@@ -103,11 +105,22 @@ def _check_problem(problem: Problem) -> Iterator[Violation]:
             yield Violation("problem", f"buffer {b.name} has the lifetime {b.lifetime}")
         if b.lifetime is not None and problem.steps:
             yield Violation("problem", f"buffer {b.name} has a fixed lifetime in a graph of steps")
+        at, last = b.lifetime or (0, 0)
+        for gap in b.gaps:
+            if not (at <= gap.start < gap.end <= last and 0 <= gap.low <= gap.high <= b.size_bytes):
+                yield Violation("problem", f"buffer {b.name} has a bad gap at {gap.start}")
+            at = gap.end
     for i, step in enumerate(problem.steps):
         if any(not 0 <= b < len(problem.buffers) for b in step.touches):
             yield Violation("problem", f"step {step.name} touches a buffer that does not exist")
         if any(not 0 <= p < i for p in step.after):
             yield Violation("problem", f"step {step.name} follows a step that is not before it")
+
+    members = [i for group in problem.adjacent for i in group]
+    if len(set(members)) != len(members) or set(members) - set(range(len(problem.buffers))):
+        yield Violation("problem", "adjacent groups share a buffer or name one that does not exist")
+    elif any(len({problem.buffers[i].regions for i in group}) > 1 for group in problem.adjacent):
+        yield Violation("problem", "adjacent buffers are allowed in different regions")
 
 
 def _check_order(problem: Problem, plan: Plan) -> Iterator[Violation]:
@@ -156,6 +169,7 @@ class _Replay:
         self.segments: dict[int, list[Any]] = defaultdict(list)
         for placement in sorted(plan.placements, key=lambda p: (p.start, p.end)):
             self.segments[placement.buffer].append(placement)
+        self.followers = {i for group in problem.adjacent for i in group[1:]}
 
     def _span(self, i: int) -> tuple[int, int]:
         b, touched = self.problem.buffers[i], self.touched[i]
@@ -168,8 +182,9 @@ class _Replay:
     def addresses(self) -> Iterator[Violation]:
         for p in self.plan.placements:
             b, region = self.problem.buffers[p.buffer], self.problem.region(p.region)
-            if p.offset < 0 or p.offset % b.alignment or p.offset % region.alignment:
-                needed = f"{b.alignment} (buffer), {region.alignment} (region)"
+            common = 1 if p.buffer in self.followers else region.alignment
+            if p.offset < 0 or p.offset % b.alignment or p.offset % common:
+                needed = f"{b.alignment} (buffer), {common} (region)"
                 yield Violation("alignment", f"{b.name} lies at {p.offset}; alignment: {needed}")
             if b.offset is not None and p.offset != b.offset and p.region in b.regions:
                 yield Violation("fixed_offset", f"{b.name} lies at {p.offset}, must at {b.offset}")
@@ -177,7 +192,7 @@ class _Replay:
                 yield Violation("region", f"{b.name} lies in {p.region}, allowed: {b.regions}")
             end = p.offset + b.size_bytes
             full = region.capacity_bytes is not None and end > region.capacity_bytes
-            if full and b.size_bytes and p.end > p.start:
+            if full and self._holds(p):
                 limit = f"{p.region} has {region.capacity_bytes or 0:,} B"
                 yield Violation("capacity", f"{b.name} ends at {end:,} B, {limit}")
 
@@ -235,11 +250,38 @@ class _Replay:
     def overlaps(self) -> Iterator[Violation]:
         by_region = defaultdict(list)
         for p in self.plan.placements:
-            size = self.problem.buffers[p.buffer].size_bytes
-            if size and p.end > p.start:
-                by_region[p.region].append((p.start, p.end, p.offset, p.offset + size, p.buffer))
+            for start, end, low, high in self._held(p):
+                by_region[p.region].append((start, end, p.offset + low, p.offset + high, p.buffer))
         for region, boxes in by_region.items():
             yield from self._sweep(region, sorted(boxes))
+
+    def _held(self, p: Placement) -> Iterator[tuple[int, int, int, int]]:
+        """Start, end, low and high of what the buffer holds of its bytes where it is placed."""
+        b = self.problem.buffers[p.buffer]
+        cuts = {p.start, p.end} | {t for g in b.gaps for t in (g.start, g.end) if p.start < t < p.end}
+        for start, end in pairwise(sorted(cuts)):
+            low, high = 0, b.size_bytes
+            for gap in b.gaps:
+                if gap.start <= start < gap.end:
+                    low, high = gap.low, gap.high
+            if low < high:
+                yield start, end, low, high
+
+    def _holds(self, p: Placement) -> bool:
+        """Whether the buffer holds anything where it is placed; else it takes no room."""
+        return any(True for _ in self._held(p))
+
+    def groups(self) -> Iterator[Violation]:
+        """The buffers of a group lie one directly behind the other wherever steps can touch them."""
+        for group in self.problem.adjacent:
+            places, below = set(), 0
+            for i in group:
+                usable = [s for s in self.segments[i] if self._usable(s)]
+                places |= {(s.region, s.offset - below) for s in usable}
+                below += self.problem.buffers[i].size_bytes
+            if len(places) > 1:
+                names = ", ".join(self.problem.buffers[i].name for i in group)
+                yield Violation("adjacent", f"{names} do not lie one directly behind the other")
 
     def _sweep(self, region: str, boxes: list[tuple[int, int, int, int, int]]) -> Iterator[Violation]:
         """Walk through time with the live address intervals sorted; neighbours must be disjoint."""
@@ -261,9 +303,9 @@ class _Replay:
     def heights(self) -> Iterator[Violation]:
         tops = {r.name: 0 for r in self.problem.regions}
         for p in self.plan.placements:
-            size = self.problem.buffers[p.buffer].size_bytes
-            if size and p.end > p.start:
-                tops[p.region] = max(tops[p.region], p.offset + size)
+            if self._holds(p):
+                end = p.offset + self.problem.buffers[p.buffer].size_bytes
+                tops[p.region] = max(tops[p.region], end)
         for region, top in tops.items():
             stated = dict(self.plan.peaks).get(region, 0)
             if stated != top:
@@ -273,10 +315,9 @@ class _Replay:
         """The positions where the bytes placed in ``region`` change, and the bytes from there on."""
         delta = {0: 0}
         for p in self.plan.placements:
-            if p.region == region and p.end > p.start:
-                size = self.problem.buffers[p.buffer].size_bytes
-                delta[p.start] = delta.get(p.start, 0) + size
-                delta[p.end] = delta.get(p.end, 0) - size
+            for start, end, low, high in self._held(p) if p.region == region else ():
+                delta[start] = delta.get(start, 0) + high - low
+                delta[end] = delta.get(end, 0) - high + low
         positions = sorted(delta)
         return positions, list(accumulate(delta[p] for p in positions))
 
@@ -342,22 +383,32 @@ class _Replay:
 
     def _padded_at(self, position: int, region: str) -> int:
         """Bytes live at ``position`` when each buffer but the highest is padded to the alignment that
-        all of ``region`` have in common."""
-        home = [p for p in self.plan.placements if p.region == region]
-        pairs = [(self.problem.buffers[p.buffer], p) for p in home]
-        occupied = [(b, p) for b, p in pairs if b.size_bytes and p.end > p.start]
+        all of ``region`` have in common; nothing where gaps or adjacent buffers let others in there."""
+        home = [p for p in self.plan.placements if p.region == region and self._holds(p)]
+        occupied = [(self.problem.buffers[p.buffer], held) for p in home for held in self._held(p)]
+        whole = all((low, high) == (0, b.size_bytes) for b, (_, _, low, high) in occupied)
+        if len(occupied) > len(home) or not whole or self.followers & {p.buffer for p in home}:
+            return 0
         own = self.problem.region(region).alignment
         common = gcd(*(lcm(b.alignment, own) for b, _ in occupied)) or 1
-        live = [b.size_bytes for b, p in occupied if p.start <= position < p.end]
+        live = [b.size_bytes for b, (start, end, *_) in occupied if start <= position < end]
         pads = [-size % common for size in live]
         return sum(live) + sum(pads) - max(pads, default=0)
 
     def _fixed_end(self, region: str) -> int:
-        """The highest end of a buffer that has a fixed offset and must lie in ``region``."""
+        """The highest end of a buffer that must lie in ``region`` and has a fixed offset, its own or
+        that of an adjacent one."""
+        buffers = self.problem.buffers
+        fixed = {i: b.offset for i, b in enumerate(buffers) if b.offset is not None}
+        for group in self.problem.adjacent:
+            below = accumulate((buffers[i].size_bytes for i in group), initial=0)
+            places = dict(zip(group, below, strict=False))
+            for base in [fixed[i] - places[i] for i in group if i in fixed]:
+                fixed |= {i: base + place for i, place in places.items()}
         ends = (
-            b.offset + b.size_bytes
-            for b, (start, end) in zip(self.problem.buffers, self.spans, strict=True)
-            if b.regions == (region,) and b.offset is not None and b.size_bytes and end > start
+            fixed[i] + b.size_bytes
+            for i, b in enumerate(buffers)
+            if b.regions == (region,) and i in fixed and any(map(self._holds, self.segments[i]))
         )
         return max(ends, default=0)
 

@@ -2,7 +2,8 @@
 
 ``{"name", "nodes": [{"name", "op", "ins": [tensor], "outs": [tensor]}], "tensors": [{"size": bytes,
 "prod": node or -1, "cons": [node], "kind"}]}``. A tensor without a producer is live from the start, if
-it is used at all; kinds ``output`` and ``inout`` live to the end.
+it is used at all; kinds ``output`` and ``inout`` live to the end. ``"adjacent": [[tensor]]`` may name
+tensors that lie one directly behind the other, as the parts of a concatenation do.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class _Dag:
     name: str
     nodes: tuple[_Node, ...]
     tensors: tuple[_Tensor, ...] = field(default=())
+    adjacent: tuple[tuple[int, ...], ...] = ()
 
 
 def load_dag(path: str | Path, region: Region | None = None) -> Problem:
@@ -62,6 +64,7 @@ def parse_dag(text: str, region: Region | None = None, file: str = "<dag>") -> P
         regions=(where,),
         buffers=tuple(_buffer(i, t, where.name) for i, t in enumerate(dag.tensors)),
         steps=tuple(_step(node, dag) for node in dag.nodes),
+        adjacent=dag.adjacent,
     )
 
 
@@ -96,6 +99,14 @@ def _check(dag: _Dag) -> None:
             )
         if tensor.prod >= 0 and i not in dag.nodes[tensor.prod].outs:
             raise DecodeError(f"$.tensors[{i}].prod", f"node {tensor.prod} does not make it")
+
+    grouped: set[int] = set()
+    for i, group in enumerate(dag.adjacent):
+        for k, t in enumerate(group):
+            if not 0 <= t < len(dag.tensors) or t in grouped:
+                fault = "stands in a group already" if t in grouped else "does not exist"
+                raise DecodeError(f"$.adjacent[{i}][{k}]", f"tensor {t} {fault}")
+            grouped.add(t)
 
 
 def _check_node(dag: _Dag, i: int, node: _Node) -> None:

@@ -15,9 +15,9 @@ def live_levels(problem: Problem, order: Sequence[int], region: str) -> list[tup
     """
     delta = {0: 0}
     for buffer, (start, end) in zip(problem.buffers, problem.lifetimes(order), strict=True):
-        if buffer.regions[0] == region and end > start:
-            delta[start] = delta.get(start, 0) + buffer.size_bytes
-            delta[end] = delta.get(end, 0) - buffer.size_bytes
+        for x in buffer.held(start, end) if buffer.regions[0] == region else ():
+            delta[x.start] = delta.get(x.start, 0) + x.high - x.low
+            delta[x.end] = delta.get(x.end, 0) - x.high + x.low
     positions = sorted(delta)
     return list(zip(positions, accumulate(delta[p] for p in positions), strict=True))
 

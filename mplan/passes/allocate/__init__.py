@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from mplan.diagnostics import InfeasibleError, UserError
 from mplan.ir.plan import Certificate, Placement, Problem
+from mplan.passes.allocate.chains import chains_of
 from mplan.passes.allocate.greedy import Offsets, order_by, pack
-from mplan.passes.allocate.instance import Box, Instance, from_problem
+from mplan.passes.allocate.instance import Instance, from_problem
 from mplan.passes.solvers.interface import (
     Bound,
     Deadline,
@@ -90,7 +91,7 @@ def allocate(
     live, position = instance.live()
     if capacity is not None and live > capacity:
         raise _over_budget("MP221", problem, order, name, instance, live, capacity)
-    start = pack(instance, order_by(instance, lambda b: (b.start, b.buffer)), best_fit=False)
+    start = pack(instance, _first_order(problem, instance), best_fit=False)
     floor = _floor(instance, live, position)
     search = Search(start, instance.height(start), "first-fit", floor, goal=capacity)
     run_solver(row, instance, search, deadline, seed)
@@ -103,9 +104,19 @@ def allocate(
     return Allocated(placements, search.value, certificate)
 
 
+def _first_order(problem: Problem, instance: Instance) -> list[int]:
+    """The boxes with the lowest hint first, then, like those without a hint, by birth."""
+    hints = {i: b.hint for i, b in enumerate(problem.buffers) if b.hint is not None}
+    unknown = max(hints.values(), default=0)
+    return order_by(instance, lambda b: (hints.get(b.buffer, unknown), b.start, b.buffer))
+
+
 def _floor(instance: Instance, live: int, position: int) -> Bound:
-    """The most bytes live together, padded or not, or the end of a fixed box that lies higher."""
+    """The most bytes live together, padded or not, or what a box takes alone or at its fixed place."""
     best = Bound(live, "live", (position,))
+    alone = max((b.size for b in instance.boxes), default=0)
+    if alone > best.bytes:
+        best = Bound(alone, "exhaustive")
     padded, at = instance.padded()
     if padded > best.bytes:
         best = Bound(padded, "padded", (at,))
@@ -116,35 +127,30 @@ def _floor(instance: Instance, live: int, position: int) -> Bound:
 def _placements(
     problem: Problem, order: Sequence[int], region: str, instance: Instance, offsets: Offsets
 ) -> tuple[Placement, ...]:
-    at = {b.buffer: offset for b, offset in zip(instance.boxes, offsets, strict=True)}
-    return tuple(
-        Placement(i, region, at.get(i, b.offset or 0), start, end)
-        for i, (b, (start, end)) in enumerate(
-            zip(problem.buffers, problem.lifetimes(order), strict=True)
-        )
-        if b.regions[0] == region
-    )
+    bases = {b.buffer: offset for b, offset in zip(instance.boxes, offsets, strict=True)}
+    at = {
+        i: bases.get(chain.places[0][0], chain.fixed or 0) + place
+        for chain in chains_of(problem, region)
+        for i, place in chain.places
+    }
+    spans = problem.lifetimes(order)
+    return tuple(Placement(i, region, at[i], *spans[i]) for i in sorted(at))
 
 
 def _check_fixed(problem: Problem, instance: Instance) -> None:
-    """Raise UserError MP223 if fixed offsets are misaligned or overlap."""
-    live: list[tuple[Box, int]] = []
-    for b in sorted(instance.boxes, key=lambda b: b.start):
-        if b.fixed is None:
-            continue
-        name = problem.buffers[b.buffer].name
-        if b.fixed % b.alignment:
-            raise _bad_offset(f"{name} is fixed at {b.fixed}, its alignment is {b.alignment}")
-        live = [(other, at) for other, at in live if other.end > b.start]
-        for other, at in live:
-            if at < b.fixed + b.size and b.fixed < at + other.size:
-                both = f"{problem.buffers[other.buffer].name} and {name}"
-                raise _bad_offset(f"{both} are fixed at {at} and {b.fixed}, where they overlap")
-        live.append((b, b.fixed))
-
-
-def _bad_offset(message: str) -> UserError:
-    return UserError("MP223", message, help="change a fixed offset or leave it out")
+    """Raise UserError MP223 if boxes of fixed offsets overlap."""
+    live: list[tuple[int, int, int, int]] = []
+    fixed = [(b, x) for b in instance.boxes if b.fixed is not None for x in b.extents]
+    for b, x in sorted(fixed, key=lambda pair: pair[1].start):
+        low, high = (b.fixed or 0) + x.low, (b.fixed or 0) + x.high
+        live = [other for other in live if other[0] > x.start]
+        for _, other_low, other_high, other in live:
+            if other_low < high and low < other_high:
+                both = f"{problem.buffers[other].name} and {problem.buffers[b.buffer].name}"
+                common = f"[{max(low, other_low)}, {min(high, other_high)})"
+                message = f"the fixed offsets of {both} give both the bytes {common}"
+                raise UserError("MP223", message, help="change a fixed offset or leave it out")
+        live.append((x.end, low, high, b.buffer))
 
 
 def _over_budget(

@@ -1,4 +1,4 @@
-"""The boxes of an instance as numpy columns, and the orders of priority derived from them."""
+"""The boxes and extents of an instance as numpy columns, and the orders of priority among boxes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Ints: TypeAlias = NDArray[np.int64]
-    Bools: TypeAlias = NDArray[np.bool_]
 
 #: Priorities: which figures of a box count, the first most; larger comes first. ``load`` is the most
 #: bytes live at once during the box, ``width`` its time, ``area`` size times width.
@@ -31,23 +30,22 @@ PRIORITIES: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Row i of each column belongs to box i; no box has a fixed offset."""
+    """Row i of each of the first columns belongs to box i; no box has a fixed offset.
+
+    Row k of the others is an extent of box ``owner[k]``, from ``low`` to ``high`` above its offset
+    during ``[begin, until)``.
+    """
 
     start: Ints
     end: Ints
     size: Ints
     alignment: Ints
     load: Ints
-
-    def at(self, places: Ints) -> Columns:
-        """The rows at ``places``."""
-        return Columns(
-            self.start[places],
-            self.end[places],
-            self.size[places],
-            self.alignment[places],
-            self.load[places],
-        )
+    owner: Ints
+    begin: Ints
+    until: Ints
+    low: Ints
+    high: Ints
 
     def rank(self, priority: tuple[str, ...]) -> Ints:
         """The place of each box when the first by ``priority`` has place 0; ties by index."""
@@ -64,45 +62,37 @@ def columns_of(instance: Instance) -> Columns:
     """The columns of ``instance``."""
     import numpy as np
 
-    boxes = instance.boxes
-    start, end, size, alignment = (
-        np.array(column, np.int64).reshape(-1)
-        for column in (
-            [b.start for b in boxes],
-            [b.end for b in boxes],
-            [b.size for b in boxes],
-            [b.alignment for b in boxes],
-        )
-    )
-    return Columns(start, end, size, alignment, _load(start, end, size))
+    rows = [(b.start, b.end, b.size, b.alignment) for b in instance.boxes]
+    start, end, size, alignment = np.array(rows, np.int64).reshape(-1, 4).T.copy()
+    parts = [(i, x.start, x.end, x.low, x.high) for i, x in instance.extents]
+    owner, begin, until, low, high = np.array(parts, np.int64).reshape(-1, 5).T.copy()
+    level = _levels(begin, until, high - low)
+    load = _most(level, *(np.searchsorted(np.unique(begin), times) for times in (start, end)))
+    return Columns(start, end, size, alignment, load, owner, begin, until, low, high)
 
 
-def _load(start: Ints, end: Ints, size: Ints) -> Ints:
-    """The most bytes live at once during each box, by a table of maxima over 2^k events."""
+def _levels(begin: Ints, until: Ints, size: Ints) -> Ints:
+    """The bytes live from each time on at which an extent begins."""
     import numpy as np
 
-    times = np.unique(start)
-    first, last = np.searchsorted(times, start), np.searchsorted(times, end)
+    times = np.unique(begin)
     change = np.zeros(len(times) + 1, np.int64)
-    np.add.at(change, first, size)
-    np.subtract.at(change, last, size)
-    level = np.cumsum(change[:-1])
-    load = np.zeros(len(start), np.int64)
+    np.add.at(change, np.searchsorted(times, begin), size)
+    np.subtract.at(change, np.searchsorted(times, until), size)
+    return np.cumsum(change[:-1])
+
+
+def _most(level: Ints, first: Ints, last: Ints) -> Ints:
+    """The greatest of ``level[first:last]`` of each row, by a table of maxima over 2^k levels."""
+    import numpy as np
+
+    most = np.zeros(len(first), np.int64)
     span, step = last - first, 1
     while len(level) and step <= int(span.max(initial=0)):
         now = (span >= step) & (span < 2 * step)
-        load[now] = np.maximum(level[first[now]], level[last[now] - step])
+        most[now] = np.maximum(level[first[now]], level[last[now] - step])
         if len(level) <= step:
             break
         level = np.maximum(level[:-step], level[step:])
         step *= 2
-    return load
-
-
-def lift(columns: Columns, low: Ints, which: Bools, top: int) -> None:
-    """Raise ``low[which]`` to at least ``top``, to the next multiple of the alignment."""
-    import numpy as np
-
-    raised = np.maximum(low[which], top)
-    alignment = columns.alignment[which]
-    low[which] = raised + -raised % alignment
+    return most

@@ -22,10 +22,23 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
         _work(instance, search, spare, seed)
 
 
+class _Hull(Search[Offsets]):
+    """The search for a packing of hulls: what it finds holds for ``whole``, what it proves does not."""
+
+    def __init__(self, whole: Search[Offsets]) -> None:
+        super().__init__(whole.answer, whole.value, whole.solver, whole.bound, whole.goal)
+        self.whole = whole
+
+    def offer(self, answer: Offsets, value: int, solver: str) -> bool:
+        """Take ``answer`` for both."""
+        return super().offer(answer, value, solver) and self.whole.offer(answer, value, solver)
+
+
 def _work(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
     """Both solvers in turn, until the search is closed, meets its goal for the first time or cannot."""
     met = search.met
     if canonical.available(deadline):
-        canonical.run(instance, search, deadline.share(_FIRST_LINE), seed)
+        first = _Hull(search) if instance.rigid else search
+        canonical.run(instance.hull(), first, deadline.share(_FIRST_LINE), seed)
     if search.met == met and not (search.closed or search.hopeless):
         packing.run(instance, search, deadline, seed)

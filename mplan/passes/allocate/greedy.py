@@ -7,6 +7,7 @@ weights that are live together end with the one whose padding is saved.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mplan.passes.allocate.instance import Box, Instance
 from mplan.passes.solvers.interface import Deadline, Search
@@ -52,7 +53,7 @@ def pack(instance: Instance, order: Sequence[int], best_fit: bool) -> Offsets:
 
 
 class _Shelf:
-    """The boxes placed so far as columns sorted by offset; one vector operation finds the gaps."""
+    """The extents placed so far as columns sorted by address; one vector operation finds the gaps."""
 
     def __init__(self, instance: Instance) -> None:
         import numpy as np
@@ -62,35 +63,49 @@ class _Shelf:
         self.offsets = [0] * len(self.boxes)
         self.count = 0
         #: Rows: low and high address, start and end position.
-        self.columns = np.zeros((4, len(self.boxes)), np.int64)
+        self.columns = np.zeros((4, len(instance.extents)), np.int64)
 
     def place(self, i: int, best_fit: bool) -> None:
         """Give box ``i`` an offset."""
         b = self.boxes[i]
         offset = b.fixed if b.fixed is not None else self._gap(b, best_fit)
         self.offsets[i] = offset
-        placed = self.columns[:, : self.count]
-        at = int(self.np.searchsorted(placed[0], offset))
-        self.columns[:, at + 1 : self.count + 1] = placed[:, at:].copy()
-        self.columns[:, at] = (offset, offset + b.size, b.start, b.end)
-        self.count += 1
+        for x in b.extents:
+            placed = self.columns[:, : self.count]
+            at = int(self.np.searchsorted(placed[0], offset + x.low))
+            self.columns[:, at + 1 : self.count + 1] = placed[:, at:].copy()
+            self.columns[:, at] = (offset + x.low, offset + x.high, x.start, x.end)
+            self.count += 1
 
     def _gap(self, b: Box, best_fit: bool) -> int:
+        """The offset of the lowest or the tightest gap between those that are taken."""
         np = self.np
-        low, high, start, end = self.columns[:, : self.count]
-        live = (start < b.end) & (end > b.start)
-        low, high = low[live], high[live]
-        if not low.size:
+        below, above = self._taken(b)
+        if not below.size:
             return 0
-        floor = np.empty(low.size + 1, np.int64)
+        floor = np.empty(below.size + 1, np.int64)
         floor[0] = 0
-        np.maximum.accumulate(high, out=floor[1:])
+        np.maximum.accumulate(np.maximum(above, 0), out=floor[1:])
         if b.alignment > 1:
             floor += -floor % b.alignment
-        room = low - floor[:-1]
-        fits = room >= b.size
+        room = below - floor[:-1]
+        fits = room >= 0
         if not fits.any():
             return int(floor[-1])
         if best_fit:
             return int(floor[np.where(fits, room, np.iinfo(np.int64).max).argmin()])
         return int(floor[fits.argmax()])
+
+    def _taken(self, b: Box) -> tuple[Any, Any]:
+        """Box ``b`` may lie up to each of ``below``, which ascends, or from its ``above`` on."""
+        np = self.np
+        low, high, start, end = self.columns[:, : self.count]
+        pairs = []
+        for x in b.extents:
+            live = (start < x.end) & (end > x.start)
+            pairs.append((low[live] - x.high, high[live] - x.low))
+        if len(pairs) == 1:
+            return pairs[0]
+        below, above = (np.concatenate(columns) for columns in zip(*pairs, strict=True))
+        order = below.argsort(kind="stable")
+        return below[order], above[order]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import zip_longest
-from math import gcd, lcm
+from math import gcd
 
-from mplan.ir.plan import Problem
+from mplan.ir.plan import Extent, Problem
+from mplan.passes.allocate.chains import Chain, chains_of
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
     """``size`` bytes during ``[start, end)``, at a multiple of ``alignment`` or at ``fixed``.
 
-    ``buffer`` is the index in the problem.
+    ``buffer`` is the index in the problem, of the first buffer if several lie adjacent. A box with
+    ``parts`` is a rigid body that holds only those, each some bytes above its offset for some time.
     """
 
     buffer: int
@@ -24,18 +27,38 @@ class Box:
     size: int
     alignment: int = 1
     fixed: int | None = None
+    parts: tuple[Extent, ...] = ()
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """The parts, or the whole box as one."""
+        return self.parts or (Extent(self.start, self.end, 0, self.size),)
 
     @property
     def area(self) -> int:
         """Bytes times positions."""
-        return self.size * (self.end - self.start)
+        return sum((x.high - x.low) * (x.end - x.start) for x in self.extents)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Instance:
     """The boxes that occupy room: none is empty in time or size."""
 
     boxes: tuple[Box, ...]
+
+    @cached_property
+    def extents(self) -> tuple[tuple[int, Extent], ...]:
+        """All extents, each with the index of its box."""
+        return tuple((i, x) for i, b in enumerate(self.boxes) for x in b.extents)
+
+    @property
+    def rigid(self) -> bool:
+        """Whether a box has parts."""
+        return any(b.parts for b in self.boxes)
+
+    def hull(self) -> Instance:
+        """The boxes without parts: what packs them packs the parts as well."""
+        return Instance(tuple(replace(b, parts=()) for b in self.boxes))
 
     def height(self, offsets: Sequence[int]) -> int:
         """The highest end address."""
@@ -44,9 +67,9 @@ class Instance:
     def live(self) -> tuple[int, int]:
         """The largest number of bytes live together, and the first position where they are."""
         changes: dict[int, int] = {}
-        for b in self.boxes:
-            changes[b.start] = changes.get(b.start, 0) + b.size
-            changes[b.end] = changes.get(b.end, 0) - b.size
+        for _, x in self.extents:
+            changes[x.start] = changes.get(x.start, 0) + x.high - x.low
+            changes[x.end] = changes.get(x.end, 0) - x.high + x.low
         level = best = position = 0
         for time in sorted(changes):
             level += changes[time]
@@ -58,7 +81,10 @@ class Instance:
         """``live`` with each box but one padded to the alignment that all have in common.
 
         Offsets are multiples of it, so of boxes live together only the highest may end anywhere.
+        Nothing where boxes have parts, which may fill the padding of others.
         """
+        if self.rigid:
+            return 0, 0
         common = gcd(*(b.alignment for b in self.boxes))
         best = position = level = 0
         ends: list[tuple[int, int]] = []
@@ -77,29 +103,55 @@ class Instance:
         return best, position
 
     def cliques(self) -> list[tuple[int, ...]]:
-        """The maximal sets of boxes that are live together, in order of time."""
-        events = sorted({b.start for b in self.boxes})
+        """The maximal sets of extents (indices) that are live together, in order of time."""
+        extents = [x for _, x in self.extents]
+        events = sorted({x.start for x in extents})
         starts: dict[int, list[int]] = {time: [] for time in events}
-        for i, b in enumerate(self.boxes):
-            starts[b.start].append(i)
+        for i, x in enumerate(extents):
+            starts[x.start].append(i)
         found: list[tuple[int, ...]] = []
         live: list[int] = []
         for time, following in zip_longest(events, events[1:]):
-            live = [i for i in live if self.boxes[i].end > time] + starts[time]
-            first_end = min(self.boxes[i].end for i in live)
+            live = [i for i in live if extents[i].end > time] + starts[time]
+            first_end = min(extents[i].end for i in live)
             if following is None or first_end <= following:
                 found.append(tuple(live))
         return found
 
 
 def from_problem(problem: Problem, order: Sequence[int], region: str) -> Instance:
-    """The instance of the buffers whose first choice is ``region`` when the steps run in ``order``."""
-    alignment = problem.region(region).alignment
+    """The instance of the buffers whose first choice is ``region`` when the steps run in ``order``.
+
+    UserError MP223 if an adjacent group contradicts itself.
+    """
     spans = problem.lifetimes(order)
-    return Instance(
-        tuple(
-            Box(i, start, end, b.size_bytes, lcm(alignment, b.alignment), b.offset)
-            for i, (b, (start, end)) in enumerate(zip(problem.buffers, spans, strict=True))
-            if b.regions[0] == region and b.size_bytes and end > start
-        )
+    boxes = (_box(problem, spans, chain) for chain in chains_of(problem, region))
+    return Instance(tuple(sorted((b for b in boxes if b is not None), key=lambda b: b.buffer)))
+
+
+def _box(problem: Problem, spans: Sequence[tuple[int, int]], chain: Chain) -> Box | None:
+    """The box of adjacent buffers, or of one; None if they never hold anything.
+
+    The size reaches to the end of the last buffer that does, even if what it holds ends lower.
+    """
+    parts = tuple(_extents(problem, spans, chain))
+    if not parts:
+        return None
+    start, end = min(x.start for x in parts), max(x.end for x in parts)
+    ends = (
+        place + b.size_bytes
+        for i, place in chain.places
+        for b in (problem.buffers[i],)
+        if next(b.held(*spans[i]), None)
     )
+    size = max(ends)
+    whole = len(parts) == 1 and parts[0].low == 0 and parts[0].high == size
+    return Box(
+        chain.places[0][0], start, end, size, chain.alignment, chain.fixed, () if whole else parts
+    )
+
+
+def _extents(problem: Problem, spans: Sequence[tuple[int, int]], chain: Chain) -> Iterator[Extent]:
+    for i, place in chain.places:
+        for x in problem.buffers[i].held(*spans[i]):
+            yield Extent(x.start, x.end, place + x.low, place + x.high)

@@ -54,13 +54,10 @@ class _Model:
         top = high // self.unit
         self.offsets = [self._offset(i, top) for i in range(len(instance.boxes))]
         sizes = [b.size // self.unit for b in instance.boxes]
-        rows = [
-            self.model.new_fixed_size_interval_var(o, size, "")
-            for o, size in zip(self.offsets, sizes, strict=True)
-        ]
-        self._no_overlap(rows, sizes, top)
+        self._no_overlap(top)
         order = sorted(
-            range(len(rows)), key=lambda i: (instance.boxes[i].start - instance.boxes[i].end, -sizes[i])
+            range(len(sizes)),
+            key=lambda i: (instance.boxes[i].start - instance.boxes[i].end, -sizes[i]),
         )
         self.model.add_decision_strategy(
             [self.offsets[i] for i in order], cp.CHOOSE_LOWEST_MIN, cp.SELECT_MIN_VALUE
@@ -84,9 +81,16 @@ class _Model:
         self.model.add(offset == multiple * step)
         return offset
 
-    def _no_overlap(self, rows: list[Any], sizes: list[int], top: int) -> None:
-        boxes = self.instance.boxes
-        columns = [self.model.new_fixed_size_interval_var(b.start, b.end - b.start, "") for b in boxes]
+    def _no_overlap(self, top: int) -> None:
+        extents = self.instance.extents
+        sizes = [(x.high - x.low) // self.unit for _, x in extents]
+        rows = [
+            self.model.new_fixed_size_interval_var(self.offsets[i] + x.low // self.unit, size, "")
+            for (i, x), size in zip(extents, sizes, strict=True)
+        ]
+        columns = [
+            self.model.new_fixed_size_interval_var(x.start, x.end - x.start, "") for _, x in extents
+        ]
         self.model.add_no_overlap_2d(columns, rows)
         self.model.add_cumulative(columns, sizes, top)
         for clique in self.instance.cliques():
@@ -99,6 +103,7 @@ def unit_of(instance: Instance) -> int:
     Left-justified offsets are sums of sizes and fixed offsets, unless an alignment cuts in.
     """
     numbers = [n for b in instance.boxes for n in (b.size, b.fixed or 0)]
+    numbers += [n for _, x in instance.extents for n in (x.low, x.high)]
     unit = gcd(*numbers)
     alignments = {b.alignment for b in instance.boxes}
     if any(unit % a for a in alignments):

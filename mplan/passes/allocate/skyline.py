@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mplan.passes.allocate.columns import PRIORITIES, Columns, columns_of, lift
+from mplan.passes.allocate.columns import PRIORITIES, Columns, columns_of
 from mplan.passes.allocate.greedy import Offsets
 from mplan.passes.allocate.instance import Instance
 from mplan.passes.solvers.interface import Deadline, Search
@@ -36,17 +36,24 @@ def place(columns: Columns, rank: Ints) -> Offsets:
     """Offsets when, of the boxes that may lie lowest, the one of least ``rank`` is placed first."""
     import numpy as np
 
-    start, end, size = columns.start, columns.end, columns.size
-    low = np.zeros(len(size), np.int64)
-    # One key per box: lowest offset first, then rank. Placed boxes sort behind all others.
-    done = np.zeros(len(size), np.bool_)
-    offsets = np.zeros(len(size), np.int64)
-    for _ in range(len(size)):
-        floor = low[~done].min()
-        lowest = np.flatnonzero((low == floor) & ~done)
+    owner, begin, until, low, high = (
+        columns.owner,
+        columns.begin,
+        columns.until,
+        columns.low,
+        columns.high,
+    )
+    first = np.searchsorted(owner, np.arange(len(rank) + 1)).tolist()
+    least = np.zeros(len(rank), np.int64)
+    done = np.zeros(len(rank), np.bool_)
+    for _ in range(len(rank)):
+        floor = least[~done].min()
+        lowest = np.flatnonzero((least == floor) & ~done)
         k = lowest[rank[lowest].argmin()]
-        offsets[k] = floor
         done[k] = True
-        above = (start < end[k]) & (end > start[k]) & ~done
-        lift(columns, low, above, int(floor + size[k]))
-    return tuple(int(o) for o in offsets)
+        for part in range(first[k], first[k + 1]):
+            above = (begin < until[part]) & (until > begin[part]) & ~done[owner]
+            boxes = owner[above]
+            np.maximum.at(least, boxes, floor + high[part] - low[above])
+            least[boxes] += -least[boxes] % columns.alignment[boxes]
+    return tuple(least.tolist())

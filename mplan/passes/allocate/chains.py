@@ -1,0 +1,63 @@
+"""Buffers that must be adjacent as one: what their alignments and fixed offsets demand together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from math import gcd, lcm
+
+from mplan.diagnostics import UserError
+from mplan.ir.plan import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Buffers of which each lies directly behind the one before, at a multiple of ``alignment`` or at
+    ``fixed``; ``places`` holds every buffer with its distance from there."""
+
+    places: tuple[tuple[int, int], ...]
+    alignment: int
+    fixed: int | None
+
+
+def chains_of(problem: Problem, region: str) -> Iterator[Chain]:
+    """The adjacent groups and, each alone, the other buffers whose first choice is ``region``.
+
+    UserError MP223 if alignments and fixed offsets of a group contradict each other.
+    """
+    grouped = {i for group in problem.adjacent for i in group}
+    alone = ((i,) for i in range(len(problem.buffers)) if i not in grouped)
+    for group in (*(g for g in problem.adjacent if g), *alone):
+        if problem.buffers[group[0]].regions[0] == region:
+            yield _chain(problem, group, problem.region(region).alignment)
+
+
+def _chain(problem: Problem, group: tuple[int, ...], alignment: int) -> Chain:
+    """The start of the group is ``residue`` above a multiple of the alignment of all together."""
+    buffers = [problem.buffers[i] for i in group]
+    below = list(accumulate((b.size_bytes for b in buffers), initial=0))
+    residue = 0
+    for b, place in zip(buffers, below, strict=False):
+        common = gcd(alignment, b.alignment)
+        if (residue + place) % common:
+            raise _contradiction(problem, group, f"no address suits the alignment of {b.name}")
+        rest = b.alignment // common
+        times = -(residue + place) // common * pow(alignment // common, -1, rest) % rest
+        residue += times * alignment
+        alignment = lcm(alignment, b.alignment)
+    starts = {b.offset - p for b, p in zip(buffers, below, strict=False) if b.offset is not None}
+    fixed = min(starts, default=residue) - residue
+    if len(starts) > 1:
+        raise _contradiction(problem, group, "their fixed offsets do not follow from one another")
+    if fixed < 0 or fixed % alignment:
+        at = min(starts)
+        reason = f"fixed at {at}, alignment {alignment}" + f" from {residue} on" * bool(residue)
+        raise _contradiction(problem, group, reason)
+    places = tuple((i, residue + place) for i, place in zip(group, below, strict=False))
+    return Chain(places, alignment, fixed if starts else None)
+
+
+def _contradiction(problem: Problem, group: tuple[int, ...], reason: str) -> UserError:
+    names = ", ".join(problem.buffers[i].name for i in group)
+    return UserError("MP223", f"{names}: {reason}", help="change a fixed offset or an alignment")

@@ -63,7 +63,7 @@ def line(name: str, row: Figures) -> tuple[str, ...]:
     return (
         *(name, f"{row['steps']:,}", f"{row['buffers']:,}", f"{unit:,}"),
         *(of("ours", "peak_bytes"), of("ours", "arena_bytes"), status, f"{ours['cpu_s']:.2f}"),
-        *(ratio(row["captured_peak_bytes"]), of("inductor", "peak_bytes")),
+        *(ratio(row["captured_peak_bytes"] if row["steps"] else None), of("inductor", "peak_bytes")),
         *(of("cpsat", "peak_bytes", "arena_bytes") or ("none" if solver else ""),),
         *(f"{solver['cpu_s']:.1f}" if solver else "",),
         *(of("tflm", "arena_bytes"), of("best_fit", "arena_bytes"), ", ".join(lost_to(row))),

@@ -1,7 +1,8 @@
 """The two things that people ask for: plan a model, and compile it. The command line calls these.
 
-``plan`` takes an ``nn.Module`` (with example inputs), a path (``model.py:fn``, ``.pt2``, ``.mpir``,
-``.csv``) or a captured graph; ``compile_model`` goes on to write the C project of a microcontroller.
+``plan`` takes an ``nn.Module`` (with example inputs), a path (``model.py:fn``, ``.pt2``, ``.tflite``,
+``.mpir``, ``.csv``) or a captured graph; ``compile_model`` goes on to write the C project of a
+microcontroller.
 """
 
 from __future__ import annotations
@@ -134,11 +135,11 @@ def capture_for(
     from mplan import capture
     from mplan.targets.load import load_target
 
+    if isinstance(model, (str, Path)):
+        model, args, kwargs = capture.load_model(str(model))
     if isinstance(model, capture.Captured):
         return model
     decompose = load_target(options.target).family == "mcu"
-    if isinstance(model, (str, Path)):
-        model, args, kwargs = capture.load_model(str(model))
     if not hasattr(model, "named_parameters"):
         return capture.capture_exported(model, decompose=decompose)
     if args is None:

@@ -268,7 +268,7 @@ def test_flags_of_rows() -> None:
 
 UNKNOWN = [
     ("mplan.atention", "did you mean mplan.attention?"),
-    ("mplan.zzz", "mplan.attention, mplan.copy, mplan.loop"),
+    ("mplan.zzz", "mplan.attention, mplan.copy, mplan.dequantize"),
     ("aten.add.Tensr", "aten.add.Tensor"),
     ("aten.frobnicate.default", "namespace.name.overload"),
     ("aten.add", "namespace.name.overload"),

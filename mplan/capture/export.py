@@ -55,12 +55,14 @@ def capture(
 
 
 def capture_loaded(
-    loaded: tuple[Module | ExportedProgram, tuple[Any, ...], Mapping[str, Any]],
+    loaded: tuple[Module | ExportedProgram | Captured, tuple[Any, ...], Mapping[str, Any]],
     *,
     decompose: bool = False,
 ) -> Captured:
     """The graph of what ``load_model`` returned, see ``capture``."""
     module, args, kwargs = loaded
+    if isinstance(module, Captured):
+        return module
     return capture(module, args, kwargs, decompose=decompose)
 
 

@@ -1,4 +1,4 @@
-"""Loading of what the user names on the command line: ``model.py``, ``model.py:function``, ``.pt2``."""
+"""Loading of what the user names: ``model.py``, ``model.py:function``, ``.pt2``, ``.tflite``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from mplan.capture.captured import Captured
 from mplan.capture.source import where_of_exception
+from mplan.capture.tflite import read_tflite
 from mplan.diagnostics import UserError, Where
 
 if TYPE_CHECKING:
@@ -24,14 +26,17 @@ MODEL_NAMES = ("get_model", "model")
 INPUT_NAMES = ("get_inputs", "example_inputs")
 
 
-def load_model(spec: str) -> tuple[Module | ExportedProgram, tuple[Any, ...], dict[str, Any]]:
+def load_model(
+    spec: str,
+) -> tuple[Module | ExportedProgram | Captured, tuple[Any, ...], dict[str, Any]]:
     """The model that ``spec`` names, with the arguments and keyword arguments of its example call.
 
     A Python file defines ``get_model()`` or ``model`` and ``get_inputs()`` or ``example_inputs``:
     a tensor, a tuple of arguments, a dict of keyword arguments, or a pair of both. ``file.py:name``
     takes the model from ``name``, which may also yield ``(model, inputs)``. A ``.pt2`` file holds an
-    exported program. UserError MP306: no such file; MP307: the file raises; MP308: it lacks a name;
-    MP309 is raised by captures; MP310: something has the wrong type.
+    exported program, a ``.tflite`` file a graph that is captured already. UserError MP306: no such
+    file; MP307: the file raises; MP308: it lacks a name; MP309 is raised by captures; MP310: something
+    has the wrong type.
     """
     path, name = _split(spec)
     if path.is_dir():
@@ -40,8 +45,11 @@ def load_model(spec: str) -> tuple[Module | ExportedProgram, tuple[Any, ...], di
         raise UserError("MP306", f"there is no file {path}", help=_similar_file(path))
     if path.suffix == ".pt2":
         return _load_exported(path)
+    if path.suffix == ".tflite":
+        return read_tflite(path), (), {}
     if path.suffix != ".py":
-        raise UserError("MP310", f"{path} is neither a .py nor a .pt2 file", Where(str(path)))
+        message = f"{path} is neither a .py, a .pt2 nor a .tflite file"
+        raise UserError("MP310", message, Where(str(path)))
     module = _import(path)
     model = _call(path, _find(module, path, (name,) if name else MODEL_NAMES, "model"))
     inputs: Any = None

@@ -16,7 +16,8 @@ CODES: dict[str, Code] = {
         "the model uses what mplan cannot express",
         "The model was traced, but some operators have no counterpart in the IR: control flow "
         "operators, sizes that depend on data, element types or layouts that mplan does not know. "
-        "The error lists all of them with the lines of the model that they come from.",
+        "The error lists all of them with the lines of the model that they come from, or the tensors "
+        "of the .tflite file, which must be quantised to int8 throughout.",
     ),
     "MP303": Code(
         "the model raises an error for its example inputs",
@@ -35,7 +36,8 @@ CODES: dict[str, Code] = {
     ),
     "MP306": Code(
         "no such model file",
-        "The model is given as `model.py`, `model.py:function` or `model.pt2`; no such file exists.",
+        "The model is given as `model.py`, `model.py:function`, `model.pt2` or `model.tflite`; no such "
+        "file exists.",
     ),
     "MP307": Code(
         "the model file raises an error",
@@ -69,5 +71,10 @@ CODES: dict[str, Code] = {
         "One graph must serve every size of the ranges in dynamic_shapes, but the model (or a kernel) "
         "treats some of them differently: sizes 0 and 1, sizes that do not divide, or one particular "
         "number. The notes show the conditions; narrow the range, or tie the sizes together.",
+    ),
+    "MP313": Code(
+        "the .tflite file cannot be read",
+        "The file is not a TFLite model, or it is cut off or damaged: its identifier `TFL3`, tables or "
+        "buffers are not in their places. Write it again with the converter.",
     ),
 }

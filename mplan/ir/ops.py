@@ -1,8 +1,9 @@
 """The op table: one row per op kind, from which verifier, interpreter and cost model derive.
 
 A row of a torch operator (``aten.add.Tensor``, or any other registered namespace) is derived from
-torch's own schema when it is first asked for; mplan's own rows stand in ``own_ops`` and need no
-torch until they run. A pass that brings its own op adds a row with ``register``.
+torch's own schema when it is first asked for; mplan's own rows stand in ``own_ops`` and
+``quantized_ops`` and need no torch until they run. A pass that brings its own op adds a row with
+``register``.
 """
 
 from __future__ import annotations
@@ -80,9 +81,7 @@ def register(row: OpDef) -> OpDef:
 @cache
 def lookup(kind: str) -> OpDef:
     """The row of ``kind``; UserError MP102 if neither mplan nor torch knows it."""
-    from mplan.ir import own_ops
-
-    own = {**own_ops.ROWS, **_REGISTERED}
+    own = _own_rows()
     if kind in own:
         return own[kind]
     if kind.startswith("mplan."):
@@ -94,9 +93,13 @@ def lookup(kind: str) -> OpDef:
 
 def own_kinds() -> tuple[str, ...]:
     """The kinds of mplan's own rows, registered ones included, sorted."""
-    from mplan.ir import own_ops
+    return tuple(sorted(_own_rows()))
 
-    return tuple(sorted({*own_ops.ROWS, *_REGISTERED}))
+
+def _own_rows() -> dict[str, OpDef]:
+    from mplan.ir import own_ops, quantized_ops
+
+    return {**own_ops.ROWS, **quantized_ops.ROWS, **_REGISTERED}
 
 
 def bound_args(

@@ -1,0 +1,475 @@
+"""One rule per TFLite operator: which ops of the IR it becomes.
+
+A rule gets the reader and the operator; it emits ops, the last of which yields the operator's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import Any, TypeAlias
+
+from mplan.capture.tflite import quantization as q
+from mplan.capture.tflite.model import TfOp, TfTensor, enum_names
+from mplan.capture.tflite.reader import Reader, Unreadable, activation_of, constant_of, integers
+from mplan.ir.fixed_point import quantize_multiplier
+from mplan.ir.graph import Arg, Ref
+from mplan.ir.quantized_reference import ADD_LEFT_SHIFT
+
+Rule: TypeAlias = Callable[[Reader, TfOp], None]
+
+#: Builtin operator → the function that reads it.
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Enter the decorated function into ``RULES`` for each of ``names``."""
+
+    def enter(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return enter
+
+
+def operand(op: TfOp, index: int) -> TfTensor:
+    """An input that must be there."""
+    found = op.inputs[index] if index < len(op.inputs) else None
+    if found is None:
+        raise Unreadable(f"its input {index} is absent")
+    return found
+
+
+# --- contractions ------------------------------------------------------------------------------
+
+
+@rule("CONV_2D", "DEPTHWISE_CONV_2D")
+def _convolution(reader: Reader, op: TfOp) -> None:
+    x, w, (y,), options = operand(op, 0), operand(op, 1), op.outputs, op.options
+    depthwise = op.name == "DEPTHWISE_CONV_2D"
+    stride = options.StrideH(), options.StrideW()
+    dilation = options.DilationHFactor(), options.DilationWFactor()
+    reader.emit(
+        "mplan.qdepthwise_conv2d" if depthwise else "mplan.qconv2d",
+        {
+            "input": reader.ref(x),
+            **_weights(reader, op, axis=3 if depthwise else 0),
+            "stride": stride,
+            "padding": _padding(options.Padding(), x, w.shape[1:3], stride, dilation),
+            "dilation": dilation,
+            **_zero_points(reader, x, y),
+            **q.clamp_range(activation_of(op), reader.affine(y)),
+        },
+        y,
+    )
+
+
+@rule("FULLY_CONNECTED")
+def _fully_connected(reader: Reader, op: TfOp) -> None:
+    x, w, (y,) = operand(op, 0), operand(op, 1), op.outputs
+    if op.options and op.options.WeightsFormat():
+        raise Unreadable("its weights are shuffled")
+    rows = reader.ref(x)
+    if x.shape[:-1] != y.shape[:-1]:
+        rows = _view(reader, x, (prod(x.shape) // w.shape[1], w.shape[1]), y)
+    reader.emit(
+        "mplan.qlinear",
+        {
+            "input": rows,
+            **_weights(reader, op, axis=0),
+            **_zero_points(reader, x, y),
+            **q.clamp_range(activation_of(op), reader.affine(y)),
+            "rounding": "single",
+        },
+        y,
+    )
+
+
+@rule("BATCH_MATMUL")
+def _batch_matmul(reader: Reader, op: TfOp) -> None:
+    a, b, (y,) = operand(op, 0), operand(op, 1), op.outputs
+    qa, qb, qy = reader.affine(a), reader.affine(b), reader.affine(y)
+    multiplier, shift = quantize_multiplier(q.matmul_factor(qa.scale, qb.scale, qy.scale))
+    swapped = (op.options.AdjX(), op.options.AdjY()) if op.options else (False, False)
+    refs = [
+        _transposed(reader, t, y) if swap else reader.ref(t)
+        for t, swap in zip((a, b), swapped, strict=True)
+    ]
+    reader.emit(
+        "mplan.qmatmul",
+        {
+            "input": refs[0],
+            "other": refs[1],
+            "input_zero_point": qa.zero_point,
+            "other_zero_point": qb.zero_point,
+            "multiplier": multiplier,
+            "shift": shift,
+            "output_zero_point": qy.zero_point,
+        },
+        y,
+    )
+
+
+def _transposed(reader: Reader, tensor: TfTensor, target: TfTensor) -> Ref:
+    ref = reader.ref(tensor)
+    swap: dict[str, Arg] = {"self": ref, "dim0": -2, "dim1": -1}
+    return reader.emit("aten.transpose.int", swap, target, view_of=ref.name, final=False)
+
+
+def _zero_points(reader: Reader, x: TfTensor, y: TfTensor) -> dict[str, Arg]:
+    return {
+        "input_zero_point": reader.affine(x).zero_point,
+        "output_zero_point": reader.affine(y).zero_point,
+    }
+
+
+def _weights(reader: Reader, op: TfOp, axis: int) -> dict[str, Arg]:
+    """Weight, bias and the factors per output channel."""
+    x, w, (y,) = operand(op, 0), operand(op, 1), op.outputs
+    bias = op.inputs[2] if len(op.inputs) > 2 else None
+    if w.dtype != "int8" or w.data is None:
+        raise Unreadable(f"the weights {w.name!r} are no int8 constant")
+    if any(w.zero_points) or not w.scales:
+        raise Unreadable(f"the weights {w.name!r} are not symmetric")
+    if len(w.scales) > 1 and w.axis != axis:
+        raise Unreadable(f"the weights {w.name!r} are scaled along dimension {w.axis}, not {axis}")
+    if bias is not None and (bias.dtype != "int32" or bias.data is None):
+        raise Unreadable(f"the bias {bias.name!r} is no int32 constant")
+    source, out = reader.affine(x), reader.affine(y)
+    factors = [quantize_multiplier(source.scale * s / out.scale) for s in w.scales]
+    return {
+        "weight": reader.ref(w),
+        "bias": reader.ref(bias) if bias else None,
+        "multiplier": reader.constant(f"{y.name}_multiplier", [m for m, _ in factors], "int32"),
+        "shift": reader.constant(f"{y.name}_shift", [s for _, s in factors], "int8"),
+    }
+
+
+def _padding(
+    kind: int, x: TfTensor, kernel: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right); SAME gives ``ceil(size / stride)`` outputs, odd pixels at the end."""
+    if enum_names("Padding")[kind] != "SAME":
+        return 0, 0, 0, 0
+    found = []
+    for size, taps, step, spread in zip(x.shape[1:3], kernel, stride, dilation, strict=True):
+        reach = (-(-size // step) - 1) * step + (taps - 1) * spread + 1
+        found.append(max(reach - size, 0))
+    return found[0] // 2, found[0] - found[0] // 2, found[1] // 2, found[1] - found[1] // 2
+
+
+# --- element by element ------------------------------------------------------------------------
+
+
+@rule("ADD", "SUB")
+def _sum(reader: Reader, op: TfOp) -> None:
+    a, b, (y,) = operand(op, 0), operand(op, 1), op.outputs
+    qa, qb, qy = reader.affine(a), reader.affine(b), reader.affine(y)
+    first, second, result = q.sum_factors(qa, qb, qy, ADD_LEFT_SHIFT)
+    reader.emit(
+        f"mplan.q{op.name.lower()}",
+        {
+            "input": reader.ref(a),
+            "other": reader.ref(b),
+            **_factor("input_", qa.zero_point, first),
+            **_factor("other_", qb.zero_point, second),
+            "multiplier": result[0],
+            "shift": result[1],
+            "output_zero_point": qy.zero_point,
+            **q.clamp_range(activation_of(op), qy),
+        },
+        y,
+    )
+
+
+def _factor(prefix: str, zero_point: int, factor: tuple[int, int]) -> dict[str, Arg]:
+    return {
+        f"{prefix}zero_point": zero_point,
+        f"{prefix}multiplier": factor[0],
+        f"{prefix}shift": factor[1],
+    }
+
+
+@rule("MUL")
+def _product(reader: Reader, op: TfOp) -> None:
+    a, b, (y,) = operand(op, 0), operand(op, 1), op.outputs
+    qa, qb, qy = reader.affine(a), reader.affine(b), reader.affine(y)
+    multiplier, shift = quantize_multiplier(q.float32_factor(qa.scale, qb.scale, qy.scale))
+    reader.emit(
+        "mplan.qmul",
+        {
+            "input": reader.ref(a),
+            "other": reader.ref(b),
+            "input_zero_point": qa.zero_point,
+            "other_zero_point": qb.zero_point,
+            "multiplier": multiplier,
+            "shift": shift,
+            "output_zero_point": qy.zero_point,
+            **q.clamp_range(activation_of(op), qy),
+        },
+        y,
+    )
+
+
+@rule("QUANTIZE")
+def _quantize(reader: Reader, op: TfOp) -> None:
+    x, (y,) = operand(op, 0), op.outputs
+    out = reader.affine(y)
+    if x.dtype == "float32":
+        scale: dict[str, Arg] = {"scale": out.scale, "zero_point": out.zero_point}
+        reader.emit("mplan.quantize", {"input": reader.ref(x), **scale}, y)
+    else:
+        _requantize(reader, x, y, reader.affine(x).scale / out.scale)
+
+
+@rule("DEQUANTIZE")
+def _dequantize(reader: Reader, op: TfOp) -> None:
+    x, (y,) = operand(op, 0), op.outputs
+    source = reader.affine(x)
+    scale: dict[str, Arg] = {"scale": source.scale, "zero_point": source.zero_point}
+    reader.emit("mplan.dequantize", {"input": reader.ref(x), **scale}, y)
+
+
+@rule("RELU", "RELU6", "RELU_N1_TO_1")
+def _relu(reader: Reader, op: TfOp) -> None:
+    x, (y,) = operand(op, 0), op.outputs
+    factor = q.float32_factor(reader.affine(x).scale, reader.affine(y).scale)
+    _requantize(reader, x, y, factor, op.name)
+
+
+def _requantize(
+    reader: Reader, x: TfTensor, y: TfTensor, factor: float, activation: str = "NONE"
+) -> None:
+    multiplier, shift = quantize_multiplier(factor)
+    zero_points = _zero_points(reader, x, y)
+    reader.emit(
+        "mplan.requantize",
+        {
+            "input": reader.ref(x),
+            "input_zero_point": zero_points["input_zero_point"],
+            "multiplier": multiplier,
+            "shift": shift,
+            "output_zero_point": zero_points["output_zero_point"],
+            **q.clamp_range(activation, reader.affine(y)),
+        },
+        y,
+    )
+
+
+Table: TypeAlias = Callable[[q.Affine, q.Affine, Any], tuple[int, ...]]
+
+
+def _table(reader: Reader, op: TfOp, *, make: Table) -> None:
+    x, (y,) = operand(op, 0), op.outputs
+    entries = make(reader.affine(x), reader.affine(y), op.options)
+    table = reader.constant(f"{y.name}_table", entries, "int8")
+    reader.emit("mplan.qtable", {"input": reader.ref(x), "table": table}, y)
+
+
+def _hard_swish(x: q.Affine, y: q.Affine, _: Any) -> tuple[int, ...]:
+    if x.scale / 128 >= y.scale:
+        raise Unreadable(f"its result has the scale {y.scale:g}, less than 1/128 of its input's")
+    return q.hard_swish_table(x, y)
+
+
+_TABLES: dict[str, Table] = {
+    "LOGISTIC": lambda x, y, _: q.table_of(q.logistic, x, y),
+    "TANH": lambda x, y, _: q.table_of(q.tanh, x, y),
+    "GELU": lambda x, y, o: q.table_of(q.gelu_tanh if o and o.Approximate() else q.gelu, x, y),
+    "HARD_SWISH": _hard_swish,
+    "LEAKY_RELU": lambda x, y, o: q.leaky_relu_table(x, y, o.Alpha()),
+}
+RULES.update({name: partial(_table, make=make) for name, make in _TABLES.items()})
+
+
+# --- windows and reductions --------------------------------------------------------------------
+
+
+@rule("AVERAGE_POOL_2D", "MAX_POOL_2D")
+def _pool(reader: Reader, op: TfOp) -> None:
+    x, (y,), options = operand(op, 0), op.outputs, op.options
+    kernel = options.FilterHeight(), options.FilterWidth()
+    stride = options.StrideH(), options.StrideW()
+    reader.emit(
+        "mplan.qavg_pool2d" if op.name == "AVERAGE_POOL_2D" else "mplan.qmax_pool2d",
+        {
+            "input": reader.ref(x),
+            "kernel_size": kernel,
+            "stride": stride,
+            "padding": _padding(options.Padding(), x, kernel, stride, (1, 1)),
+            **q.clamp_range(activation_of(op), reader.same_affine(x, y)),
+        },
+        y,
+    )
+
+
+@rule("MEAN")
+def _mean(reader: Reader, op: TfOp) -> None:
+    x, (y,) = operand(op, 0), op.outputs
+    source, out = reader.affine(x), reader.affine(y)
+    dims = sorted({d % len(x.shape) for d in integers(operand(op, 1), "the axis")})
+    multiplier, shift = q.mean_factor(source.scale / out.scale, prod(x.shape[d] for d in dims))
+    reader.emit(
+        "mplan.qmean",
+        {
+            "input": reader.ref(x),
+            "dim": tuple(dims),
+            "keepdim": bool(op.options and op.options.KeepDims()),
+            "input_zero_point": source.zero_point,
+            "multiplier": multiplier,
+            "shift": shift,
+            "output_zero_point": out.zero_point,
+        },
+        y,
+    )
+
+
+@rule("SOFTMAX")
+def _softmax(reader: Reader, op: TfOp) -> None:
+    x, (y,) = operand(op, 0), op.outputs
+    if reader.affine(y) != q.Affine(1 / 256, -128):
+        raise Unreadable("its result must have the scale 1/256 and the zero point -128")
+    multiplier, shift, lowest = q.softmax_factors(op.options.Beta(), reader.affine(x).scale)
+    factors: dict[str, Arg] = {"multiplier": multiplier, "shift": shift, "diff_min": lowest}
+    reader.emit("mplan.qsoftmax", {"input": reader.ref(x), **factors}, y)
+
+
+# --- moves -------------------------------------------------------------------------------------
+
+
+@rule("RESIZE_NEAREST_NEIGHBOR")
+def _resize(reader: Reader, op: TfOp) -> None:
+    x, (y,) = operand(op, 0), op.outputs
+    reader.same_affine(x, y)
+    reader.emit(
+        "mplan.resize_nearest2d",
+        {
+            "input": reader.ref(x),
+            "size": integers(operand(op, 1), "the size"),
+            "align_corners": bool(op.options.AlignCorners()),
+            "half_pixel_centers": bool(op.options.HalfPixelCenters()),
+        },
+        y,
+    )
+
+
+@rule("PAD", "PADV2")
+def _pad(reader: Reader, op: TfOp) -> None:
+    x, (y,) = operand(op, 0), op.outputs
+    fill = reader.same_affine(x, y).zero_point
+    if op.name == "PADV2":
+        fill = int(constant_of(operand(op, 2), "the value").reshape(-1)[0])
+    pairs = constant_of(operand(op, 1), "the padding").reshape(-1, 2)
+    pads = tuple(int(n) for pair in reversed(pairs) for n in pair)
+    args: dict[str, Arg] = {"self": reader.ref(x), "pad": pads, "value": fill}
+    reader.emit("aten.constant_pad_nd.default", args, y)
+
+
+@rule("CONCATENATION")
+def _concatenation(reader: Reader, op: TfOp) -> None:
+    parts, (y,) = [operand(op, i) for i in range(len(op.inputs))], op.outputs
+    reader.same_affine(y, *parts)
+    if activation_of(op) != "NONE":
+        raise Unreadable("a fused activation is not supported")
+    refs = tuple(reader.ref(t) for t in parts)
+    reader.emit("aten.cat.default", {"tensors": refs, "dim": op.options.Axis()}, y)
+
+
+@rule("PACK")
+def _pack(reader: Reader, op: TfOp) -> None:
+    parts, (y,) = [operand(op, i) for i in range(len(op.inputs))], op.outputs
+    axis = op.options.Axis() % len(y.shape)
+    shape = (*y.shape[:axis], 1, *y.shape[axis + 1 :])
+    refs = tuple(_view(reader, t, shape, y) for t in parts)
+    reader.emit("aten.cat.default", {"tensors": refs, "dim": axis}, y)
+
+
+@rule("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
+def _reshape(reader: Reader, op: TfOp) -> None:
+    (y,) = op.outputs
+    _view(reader, operand(op, 0), y.shape, y, final=True)
+
+
+def _view(
+    reader: Reader, tensor: TfTensor, shape: tuple[int, ...], target: TfTensor, final: bool = False
+) -> Ref:
+    """The elements of ``tensor``, which lie densely, in another shape."""
+    ref = reader.ref(tensor)
+    args: dict[str, Arg] = {"self": ref, "size": shape}
+    return reader.emit("aten.view.default", args, target, view_of=ref.name, final=final)
+
+
+@rule("TRANSPOSE")
+def _transpose(reader: Reader, op: TfOp) -> None:
+    ref, (y,) = reader.ref(operand(op, 0)), op.outputs
+    dims = integers(operand(op, 1), "the permutation")
+    args: dict[str, Arg] = {"self": ref, "dims": dims}
+    view = reader.emit("aten.permute.default", args, y, view_of=ref.name, final=False)
+    _dense(reader, view, y)
+
+
+def _dense(reader: Reader, view: Arg, target: TfTensor) -> None:
+    """A copy whose elements lie densely, as all TFLite tensors do."""
+    args: dict[str, Arg] = {"self": view, "memory_format": "contiguous_format"}
+    reader.emit("aten.clone.default", args, target)
+
+
+@rule("SLICE")
+def _slice(reader: Reader, op: TfOp) -> None:
+    x, (y,) = operand(op, 0), op.outputs
+    begin = integers(operand(op, 1), "the begin")
+    sizes = integers(operand(op, 2), "the size")
+    ends = (n if size < 0 else b + size for n, b, size in zip(x.shape, begin, sizes, strict=True))
+    _cut(reader, x, tuple((b, e, 1) for b, e in zip(begin, ends, strict=True)), y)
+
+
+@rule("STRIDED_SLICE")
+def _strided_slice(reader: Reader, op: TfOp) -> None:
+    x, (y,), options = operand(op, 0), op.outputs, op.options
+    if options.EllipsisMask() or options.NewAxisMask():
+        raise Unreadable("ellipses and new axes are not supported")
+    lists = [integers(operand(op, i), "the range") for i in (1, 2, 3)]
+    cuts = []
+    for d, (begin, end, step) in enumerate(zip(*lists, strict=True)):
+        first, last, _ = slice(
+            None if options.BeginMask() >> d & 1 else begin,
+            None if options.EndMask() >> d & 1 else end,
+        ).indices(x.shape[d])
+        if step <= 0:
+            raise Unreadable("a step must be positive")
+        cuts.append((first, first + 1 if options.ShrinkAxisMask() >> d & 1 else last, step))
+    cuts += [(0, n, 1) for n in x.shape[len(cuts) :]]
+    _cut(reader, x, tuple(cuts), y)
+
+
+@rule("SPLIT")
+def _split(reader: Reader, op: TfOp) -> None:
+    x, parts = operand(op, 1), op.outputs
+    axis = integers(operand(op, 0), "the axis")[0] % len(x.shape)
+    size = x.shape[axis] // len(parts)
+    for i, part in enumerate(parts):
+        whole = [(0, n, 1) for n in x.shape]
+        whole[axis] = i * size, (i + 1) * size, 1
+        _cut(reader, x, tuple(whole), part)
+
+
+def _cut(reader: Reader, x: TfTensor, cuts: tuple[tuple[int, int, int], ...], target: TfTensor) -> None:
+    """``x[first:end:step, …]`` as a dense tensor of the target's shape."""
+    ref = reader.ref(x)
+    strides = [prod(x.shape[d + 1 :]) for d in range(len(x.shape))]
+    for d, (first, end, step) in enumerate(cuts):
+        if (first, end, step) == (0, x.shape[d], 1):
+            continue
+        args: dict[str, Arg] = {"self": ref, "dim": d, "start": first, "end": end, "step": step}
+        offset = first * strides[d]
+        kind = "aten.slice.Tensor"
+        ref = reader.emit(kind, args, target, view_of=ref.name, offset_bytes=offset, final=False)
+    shape = tuple(len(range(*cut)) for cut in cuts)
+    if shape == target.shape:
+        _dense(reader, ref, target)
+        return
+    args = {"self": ref, "memory_format": "contiguous_format"}
+    ref = reader.emit("aten.clone.default", args, target, final=False)
+    size: dict[str, Arg] = {"self": ref, "size": target.shape}
+    reader.emit("aten.view.default", size, target, view_of=ref.name)

@@ -1,0 +1,115 @@
+"""Whole .tflite models: every tensor as LiteRT computes it, plans, and errors that name everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tflite_models import Builder, interpreted, read, reference
+
+from mplan.capture import capture_loaded, load_model
+from mplan.capture.tflite import read_tflite
+from mplan.capture.tflite.model import parse_model
+from mplan.diagnostics import MplanError, UnsupportedError, UserError
+from mplan.ir.ops import graph_macs
+from mplan.ir.parser import parse
+
+MODELS = Path(__file__).parent / "data" / "mcunet"
+IN3, VWW1 = MODELS / "mcunet-in3.tflite", MODELS / "mcunet-vww1.tflite"
+
+
+@pytest.mark.parametrize(("path", "macs"), [(IN3, 81_785_520), (VWW1, 11_578_816)])
+def test_every_tensor_of_trained_models(path: Path, macs: int):
+    captured = read_tflite(path)
+    assert graph_macs(captured.graph) == macs
+    inputs = [x.numpy() for x in captured.example_inputs]
+    expected, computed = reference(path, inputs), interpreted(captured, inputs)
+    for name, value in computed.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_the_text_form_keeps_the_graph():
+    graph = read_tflite(VWW1).graph
+    assert parse(str(graph)) == graph
+
+
+def test_a_path_is_a_model():
+    assert capture_loaded(load_model(str(VWW1))).graph.name == "mcunet_vww1"
+
+
+def small() -> Builder:
+    b = Builder()
+    x = b.input((1, 4, 4, 3), scale=0.1, name="image")
+    y = b.tensor((1, 4, 4, 3), scale=0.1, name="out")
+    b.op("RELU", [x], [y])
+    return b
+
+
+def test_all_that_cannot_be_read_is_named_at_once():
+    b = Builder()
+    x = b.input((1, 4, 4, 3), scale=0.1)
+    first = b.tensor((1, 4, 4, 3), scale=0.1, name="first/exp")
+    second = b.tensor((1, 4, 4, 3), scale=0.1, name="second/relu")
+    third = b.tensor((1, 4, 4, 3), scale=[0.1, 0.2, 0.3], axis=3, name="third/tanh")
+    b.op("EXP", [x], [first])
+    b.op("RELU", [first], [second])
+    b.op("TANH", [second], [third])
+    with pytest.raises(UnsupportedError) as caught:
+        read(b.finish(third))
+    assert caught.value.code == "MP302"
+    assert caught.value.where is not None and caught.value.where.file == "model.tflite"
+    notes = [text for text, _ in caught.value.notes]
+    assert [note.partition(":")[0] for note in notes] == ["EXP -> 'first/exp'", "TANH -> 'third/tanh'"]
+    assert "3 scales" in notes[1]
+
+
+def test_a_hard_swish_that_the_kernel_refuses_is_refused():
+    b = Builder()
+    x, y = b.input((1, 4), scale=1.0), b.tensor((1, 4), scale=0.005)
+    b.op("HARD_SWISH", [x], [y])
+    with pytest.raises(UnsupportedError) as caught:
+        read(b.finish(y))
+    assert "1/128" in caught.value.notes[0][0]
+
+
+def test_float_models_are_refused():
+    b = Builder()
+    x, y = b.input((1, 4), "float32"), b.tensor((1, 4), "float32")
+    b.op("RELU", [x], [y])
+    with pytest.raises(UnsupportedError, match="1 of 1"):
+        read(b.finish(y))
+
+
+def test_a_wrong_shape_in_the_file_is_found():
+    b = Builder()
+    x, y = b.input((1, 4), scale=0.1), b.tensor((2, 2), scale=0.1)
+    b.op("RELU", [x], [y])
+    with pytest.raises(UnsupportedError) as caught:
+        read(b.finish(y))
+    assert "the file states int8[2, 2]" in caught.value.notes[0][0]
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "other.tflite"
+    path.write_bytes(b"no model")
+    with pytest.raises(UserError) as caught:
+        load_model(str(path))
+    assert caught.value.code == "MP313"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damaged_files_raise_only_our_errors(data):
+    content = bytearray(small().finish(1))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)))
+    for damaged in (bytes(content), bytes(content[:cut])):
+        try:
+            parse_model(damaged, "damaged.tflite")
+            read(damaged)
+        except MplanError as e:
+            assert e.code in ("MP302", "MP313")

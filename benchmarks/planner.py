@@ -84,7 +84,7 @@ def load() -> dict[str, Any]:
     return found
 
 
-def write(rows: Sequence[dict[str, Any]], limit_s: float) -> None:
+def write(rows: Sequence[dict[str, Any]]) -> None:
     """Put ``rows`` into the kept figures, and those into the tables."""
     from mplan.version import __version__
 
@@ -94,13 +94,13 @@ def write(rows: Sequence[dict[str, Any]], limit_s: float) -> None:
         merged.values(), key=lambda r: order.index(r["set"]) if r["set"] in order else len(order)
     )
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    document = {"version": __version__, "machine": machine, "limit_s": limit_s, "rows": kept}
     RESULTS.mkdir(exist_ok=True)
     lines = ",\n  ".join(json.dumps(row) for row in kept)
-    head = json.dumps({k: v for k, v in document.items() if k != "rows"})[:-1]
+    head = json.dumps({"version": __version__, "machine": machine})[:-1]
     (RESULTS / "planner.json").write_text(f'{head}, "rows": [\n  {lines}\n]}}\n', encoding="utf-8")
     complete = [r for r in kept if "ours" in r]
-    text = f"{INTRODUCTION}\n{machine}; limit {limit_s:g} s.\n\n{tables.full_tables(complete)}\n"
+    made = f"{machine}; {tables.limits(kept)}."
+    text = f"{INTRODUCTION}\n{made}\n\n{tables.full_tables(complete)}\n"
     (RESULTS / "planner.md").write_text(text, encoding="utf-8")
 
 
@@ -118,7 +118,7 @@ def main() -> None:
     if complete:
         print(f"{tables.full_tables(complete)}\n\n{tables.summary_table(complete)}")
     if args.write:
-        write(rows, args.limit)
+        write(rows)
 
 
 if __name__ == "__main__":

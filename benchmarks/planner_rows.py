@@ -61,7 +61,8 @@ def _ours(problem: Problem, region: str, limit_s: float) -> Figures:
     try:
         plan = solve(problem, limit_s=limit_s)
     except OverBudget as error:
-        return {"arena_bytes": error.needs_bytes, "fits": False, "status": "infeasible"}
+        figures = {"arena_bytes": error.needs_bytes, "fits": False, "status": "infeasible"}
+        return {**figures, "limit_s": limit_s}
     order = plan.certificate(f"schedule:{region}")
     address = plan.certificate(f"allocate:{region}")
     assert address is not None
@@ -74,6 +75,7 @@ def _ours(problem: Problem, region: str, limit_s: float) -> Figures:
         "status": "optimal" if plan.peak_bytes(region) == bound else "feasible",
         "order_status": order.status if order else None,
         "fits": True,
+        "limit_s": limit_s,
     }
 
 

@@ -135,6 +135,16 @@ def by_set(rows: Sequence[Figures]) -> dict[str, list[Figures]]:
     return found
 
 
+def limits(rows: Sequence[Figures]) -> str:
+    """The limits that the solvers had, in words."""
+    words = []
+    for system, label in (("ours", "ours"), ("cpsat", "CP-SAT")):
+        found = sorted({r[system]["limit_s"] for r in rows if r.get(system)})
+        if found:
+            words.append(f"{label} {' or '.join(f'{s:g}' for s in found)} s")
+    return f"limits: {', '.join(words)}" if words else ""
+
+
 def summary_table(rows: Sequence[Figures]) -> str:
     """A line per set."""
     return markdown(SUMMARY, (summary(name, group) for name, group in by_set(rows).items()))

@@ -165,12 +165,20 @@ SOLVERS = (
     ),
     Solver(
         "schedule",
+        "windows",
+        "solve the steps around the peak anew, window by window",
+        entry=f"{_SCHEDULE}.windows:run",
+        needs=("ortools", "numpy"),
+        parts=("greedy", "cuts", "windows"),
+    ),
+    Solver(
+        "schedule",
         "exact",
         "search over downsets between bound and best",
         entry=f"{_SCHEDULE}.exact:run",
         proves=True,
         needs=("ortools", "numpy"),
-        parts=("greedy", "cuts", "exact"),
+        parts=("greedy", "cuts", "windows", "exact"),
     ),
     Solver(
         "schedule",
@@ -178,7 +186,7 @@ SOLVERS = (
         "all of them, cheapest first, until proven or out of time",
         proves=True,
         needs=("ortools", "numpy"),
-        parts=("greedy", "cuts", "exact"),
+        parts=("greedy", "cuts", "windows", "exact"),
     ),
     Solver("allocate", "none", "first fit in order of birth"),
     Solver(

@@ -9,6 +9,7 @@ A block stands between ``<!-- begin NAME -->`` and ``<!-- end -->``; NAME is a k
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections import defaultdict
@@ -210,6 +211,20 @@ def options() -> str:
     return table(("option", "type", "default"), field_rows(Options))
 
 
+# ---- figures ----
+
+
+def planner_results() -> str:
+    """A line per set of the planner's benchmark, from the figures that it keeps."""
+    folder = ROOT / "benchmarks"
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    from planner_tables import summary_table
+
+    rows = json.loads((folder / "results" / "planner.json").read_text(encoding="utf-8"))["rows"]
+    return summary_table([row for row in rows if "ours" in row])
+
+
 # ---- targets ----
 
 
@@ -312,6 +327,7 @@ TABLES: dict[str, Callable[[], str]] = {
         pipelines,
         solvers,
         options,
+        planner_results,
         targets,
         target_keys,
         commands,

@@ -89,6 +89,12 @@ CODES: dict[str, Code] = {
         "the compiled network did not finish",
         "The program ended with another exit code than 0, or gave fewer bytes than its outputs have.",
     ),
+    "MP548": Code(
+        "a store to memory that belongs to nothing",
+        "The program wrote to RAM of the part outside of its arena, its variables and its stack. Such "
+        "a store harms nothing today and something else tomorrow. Emitted code must not do this; if it "
+        "does, report it.",
+    ),
     "MP560": Code(
         "no planned CPU heap on this platform",
         "The CPU heap stands in front of PyTorch's allocator and has to know its C++ ABI; it does so "

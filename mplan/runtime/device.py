@@ -27,7 +27,7 @@ class DeviceRun:
 
     ``outputs[s][i]`` is output i of sample s. ``outputs_match`` compares with the golden outputs
     (None where the caller gave inputs of its own): |difference| ≤ 1e-4 · (1 + |expected|).
-    ``instructions`` is the largest count of one inference, exact to ``instruction_resolution``.
+    ``instructions`` is the largest count of one inference.
     ``arena_touched_bytes`` is the arena's high-water mark, None where the emulator cannot trace.
     """
 
@@ -35,7 +35,6 @@ class DeviceRun:
     outputs_match: bool | None
     max_abs_err: float | None
     instructions: int
-    instruction_resolution: int
     sram_touched_bytes: int | None
     arena_bytes: int
     arena_touched_bytes: int | None
@@ -101,8 +100,7 @@ def _device_run(
         outputs=outputs,
         outputs_match=error[1] if error else None,
         max_abs_err=error[0] if error else None,
-        instructions=max(result.between(1, 2), default=0),
-        instruction_resolution=result.instruction_resolution,
+        instructions=max((i.instructions for i in result.between(1, 2)), default=0),
         sram_touched_bytes=result.sram_touched_bytes,
         arena_bytes=manifest.arena_bytes,
         arena_touched_bytes=arena.high_water_bytes if arena else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ _KINDS: dict[str, Literal["function", "object", "label"]] = {
     "STT_OBJECT": "object",
     "STT_NOTYPE": "label",
 }
+STEPS = ".mplan_steps"
 _SHF_ALLOC = 2
 
 
@@ -40,12 +43,36 @@ def symbol_sizes(elf: Path) -> dict[str, int]:
     return {name: s.size for name, s in symbols(elf).items() if s.kind != "label"}
 
 
+def functions(elf: Path) -> list[tuple[int, int, str]]:
+    """Start, end and name of every function of an ELF file, by address."""
+    with _opened(elf) as file:
+        found = [
+            (entry["st_value"] & ~1, entry["st_size"], entry.name)
+            for entry in _symbol_table(file)
+            if entry["st_info"]["type"] == "STT_FUNC"
+        ]
+    largest = {start: (start, start + size, name) for start, size, name in sorted(found)}
+    return sorted(largest.values())
+
+
+def holder(functions: list[tuple[int, int, str]], address: int) -> str:
+    """The name of the function that holds ``address``; "?" if none does."""
+    index = bisect_right(functions, address, key=lambda f: f[0]) - 1
+    return functions[index][2] if index >= 0 and address < functions[index][1] else "?"
+
+
+def steps(elf: Path) -> tuple[tuple[int, int], ...]:
+    """The addresses at which steps of a plan begin (``MPLAN_STEP``), each with its position."""
+    with _opened(elf) as file:
+        section = file.get_section_by_name(STEPS)
+        return tuple(struct.iter_unpack("<II", section.data())) if section else ()
+
+
 def symbols(elf: Path) -> dict[str, Symbol]:
     """The named symbols of an ELF file; of those with the same name, the largest."""
     found: dict[str, Symbol] = {}
     with _opened(elf) as file:
-        table = file.get_section_by_name(".symtab")
-        for entry in table.iter_symbols() if table else ():
+        for entry in _symbol_table(file):
             kind = _KINDS.get(entry["st_info"]["type"])
             known = found.get(entry.name)
             if kind is None or not entry.name or (known and known.size >= entry["st_size"]):
@@ -78,6 +105,11 @@ def _opened(elf: Path) -> Iterator[Any]:
 
     with elf.open("rb") as file:
         yield ELFFile(file)
+
+
+def _symbol_table(file: Any) -> Iterator[Any]:
+    table = file.get_section_by_name(".symtab")
+    return iter(table.iter_symbols() if table else ())
 
 
 def _image(section: Any, segments: list[Any]) -> int | None:

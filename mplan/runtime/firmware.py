@@ -32,10 +32,16 @@ __all__ = ["Firmware", "Layout", "Symbol", "build_firmware", "symbol_sizes"]
 Layout = Literal["part", "board"]
 
 STACK_PAINT = 0xA5A5A5A5
-HOST_STATE = "mplan_host_state"
 _VECTORS_BYTES = 1024
+# Costs no instruction: notes the address in a section that is not loaded. The compiler moves no
+# access to memory across it.
+_STEP = (
+    '__asm__ volatile("1:\\n\\t.pushsection '
+    + elf.STEPS
+    + ', \\"\\", %%progbits\\n\\t.word 1b, %c0\\n\\t.popsection" :: "i"(position) : "memory");'
+)
 _UNBOUNDED_BYTES = 1 << 28  # per memory, when an image that does not fit is measured
-_NOT_STATIC = (".stack", ".mplan_host")  # RAM that is not the program's own data
+_HOST = ".mplan_host"  # the state of mplan_host.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +62,23 @@ class Firmware:
     memories: tuple[Memory, ...]
     vectors: str
 
+    @property
+    def host_span(self) -> tuple[int, int]:
+        """Where the state of ``mplan_host.h`` lies, which is not the program's: start and end."""
+        host = [s for s in elf.sections(self.elf) if s.name == _HOST]
+        return (host[0].address, host[0].address + host[0].size) if host else (0, 0)
+
     def memory_of(self, address: int) -> Memory | None:
         """The memory that holds ``address``."""
         return next((m for m in self.memories if _holds(m, address)), None)
 
-    def function_at(self, address: int) -> str:
-        """``name+offset`` of the function that holds ``address``, or ''."""
+    def place(self, address: int) -> str:
+        """``address`` in hexadecimal and, if a function holds it, ``(name+offset)``."""
         for name, symbol in self.symbols.items():
             offset = address - symbol.address
             if symbol.kind == "function" and 0 <= offset < max(symbol.size, 1):
-                return f"{name}+{offset:#x}"
-        return ""
+                return f"{address:#010x} ({name}+{offset:#x})"
+        return f"{address:#010x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +187,9 @@ def _compile(
     defines: Mapping[str, str],
 ) -> list[Path]:
     support = [*sorted(SUPPORT.glob("*.c")), *tools.sources]
-    everything = [*(path for path in support if path.name != "trace.c"), *sources]
+    everything = [*support, *sources]
     includes = [*includes, SUPPORT / "include"]
-    defines = {**defines, "MPLAN_STACK_PAINT": f"{STACK_PAINT:#x}u"}
+    defines = {"MPLAN_STEP(position)": _STEP, **defines, "MPLAN_STACK_PAINT": f"{STACK_PAINT:#x}u"}
     objects = []
     for number, source in enumerate(everything):
         objects.append(out_dir / f"{number:03d}-{source.stem}.o")
@@ -258,7 +270,7 @@ def _measured(firmware: Firmware) -> Firmware:
             used[memory.name] = max(used[memory.name], place + section.size - memory.base)
             if memory.kind == "flash":
                 flash += section.size
-            elif place == section.address and section.name not in _NOT_STATIC:
+            elif place == section.address and section.name not in (".stack", _HOST):
                 ram += section.size
     return replace(
         firmware,

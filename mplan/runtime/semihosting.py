@@ -12,51 +12,41 @@ from dataclasses import dataclass, field
 from mplan.diagnostics import CheckError
 
 INPUT, OUTPUT, MARKS, FAULT = "mplan.in", "mplan.out", "mplan.marks", "mplan.fault"
-MARK = struct.Struct("<6I")  # id, wraps and value of the timer, the same at the last return, stack
-LAST_MARK = 0xFFFFFFFF
-TIMER_PERIOD = 1 << 24
+RECORD = struct.Struct("<3I")
+LAST_MARK, READ_MARK = 0xFFFFFFFF, 0xFFFFFFFE
 
 SYS_OPEN, SYS_WRITE0, SYS_WRITE, SYS_READ, SYS_EXIT_EXTENDED = 0x01, 0x04, 0x05, 0x06, 0x20
 _FAILED = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
-class MarkRecord:
-    """A mark in timer ticks since the start, ticks inside of earlier marks left out."""
+class Record:
+    """What the program says about its run.
 
-    id: int
-    ticks: int
-    unused_stack_bytes: int
+    ``kind`` is the id of a mark, LAST_MARK (``values`` begin with the unused bytes of the stack), or
+    READ_MARK (``values`` are the address and size of what the host was asked to write).
+    """
 
-
-def mark_records(data: bytes) -> tuple[MarkRecord, ...]:
-    """The records of the file of marks, in order; the last has the id LAST_MARK."""
-    records, inside, entered = [], 0, 0
-    for number, row in enumerate(MARK.iter_unpack(data[: len(data) // MARK.size * MARK.size])):
-        mark, wraps, value, back_wraps, back_value, unused = row
-        returned = _ticks(back_wraps, back_value)
-        inside += returned - entered if number else returned
-        entered = _ticks(wraps, value)
-        records.append(MarkRecord(mark, entered - inside, unused))
-    return tuple(records)
+    kind: int
+    values: tuple[int, int]
 
 
-def _ticks(wraps: int, value: int) -> int:
-    """SysTick starts at 0, reloads with TIMER_PERIOD - 1 and wraps when it is back at 0."""
-    return wraps * TIMER_PERIOD + (TIMER_PERIOD - value) % TIMER_PERIOD
+def records_of(data: bytes) -> tuple[Record, ...]:
+    """The records in the file of marks, in order; the last is LAST_MARK if the program has exited."""
+    whole = data[: len(data) // RECORD.size * RECORD.size]
+    return tuple(Record(kind, (a, b)) for kind, a, b in RECORD.iter_unpack(whole))
 
 
 @dataclass(slots=True)
 class Host:
     """Serves the requests of one run; ``read`` and ``write`` reach the program's memory.
 
-    ``on_mark`` is called at each record of a mark. ``exit_code`` is None until the program exits.
+    ``exit_code`` is None until the program exits.
     """
 
     inputs: bytes
     read: Callable[[int, int], bytes]
     write: Callable[[int, bytes], None]
-    on_mark: Callable[[], None]
     console: bytearray = field(default_factory=bytearray)
     files: dict[str, bytearray] = field(default_factory=dict)
     exit_code: int | None = None
@@ -107,8 +97,5 @@ class Host:
     def _output(self, handle: int, address: int, size: int) -> int:
         if handle >= len(self._open):
             return size
-        name = self._open[handle]
-        if name == MARKS:
-            self.on_mark()
-        self.files[name] += self.read(address, size)
+        self.files[self._open[handle]] += self.read(address, size)
         return 0

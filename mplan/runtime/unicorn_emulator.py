@@ -9,11 +9,11 @@ from typing import Any
 
 from mplan.diagnostics import CheckError, MplanError, UnsupportedError
 from mplan.runtime.elf import load_images
-from mplan.runtime.emulator import Mark, RunResult
+from mplan.runtime.emulator import RunResult
 from mplan.runtime.firmware import Firmware
-from mplan.runtime.semihosting import LAST_MARK, MARKS, OUTPUT, Host, mark_records
+from mplan.runtime.semihosting import MARKS, OUTPUT, Host, records_of
 from mplan.runtime.toolchain import missing_tool, tools_of
-from mplan.runtime.unicorn_trace import Trace
+from mplan.runtime.unicorn_trace import Machine
 from mplan.targets.model import Target
 
 MODELS = ("cortex-m0", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33")
@@ -59,10 +59,9 @@ class _Run:
         self.unicorn: Any = import_module("unicorn")
         self.arm: Any = import_module("unicorn.arm_const")
         self.error: MplanError | None = None
-        self.marks: list[int] = []
         self.uc = self._processor(model)
-        self.trace = Trace(self.uc, firmware)
-        self.host = Host(inputs, self._read, self._write, self._mark)
+        self.machine = Machine(self.uc, firmware)
+        self.host = Host(inputs, self._read, self._write)
         self._load()
 
     def _processor(self, model: str) -> Any:
@@ -81,7 +80,7 @@ class _Run:
         vectors = next(m for m in self.firmware.memories if m.name == self.firmware.vectors)
         stack, self.entry = struct.unpack("<II", self._read(vectors.base or 0, 8))
         self.uc.reg_write(self.arm.UC_ARM_REG_SP, stack)
-        self.trace.hook(stores=self.trace_memory)
+        self.machine.hook(stores=self.trace_memory)
 
     def _read(self, address: int, size: int) -> bytes:
         try:
@@ -94,21 +93,16 @@ class _Run:
             self.uc.mem_write(address, data)
         except self.unicorn.UcError as error:
             raise self._bad_request("write", address, len(data)) from error
-        if self.trace_memory:
-            self.trace.note(address, len(data))
 
     def _bad_request(self, verb: str, address: int, size: int) -> CheckError:
         text = f"the program asked the host to {verb} {size:,} B at {address:#010x}"
         return CheckError("MP543", f"{text}, outside of its memories", help=self._spans())
 
-    def _mark(self) -> None:
-        self.marks.append(self.trace.instructions)
-
     def _exception(self, uc: Any, number: int, _data: object) -> None:
         pc = uc.reg_read(self.arm.UC_ARM_REG_PC) & ~1
         if number != _BREAKPOINT or self._read(pc, 2) != _SEMIHOSTING:
             name = _EXCEPTIONS.get(number, f"exception {number}")
-            self._stop("MP545", f"{name}; pc {self._place(pc)}")
+            self._stop("MP545", f"{name}; pc {self.firmware.place(pc)}")
             return
         operation, argument = (uc.reg_read(r) for r in (self.arm.UC_ARM_REG_R0, self.arm.UC_ARM_REG_R1))
         try:
@@ -127,7 +121,7 @@ class _Run:
         }
         memory = self.firmware.memory_of(address)
         place = f"in {memory.name}" if memory else "outside of all memories"
-        pc = self._place(uc.reg_read(self.arm.UC_ARM_REG_PC) & ~1)
+        pc = self.firmware.place(uc.reg_read(self.arm.UC_ARM_REG_PC) & ~1)
         verb = verbs.get(access, "wrote")
         self._stop("MP543", f"the program {verb} {size} B at {address:#010x}, {place}; pc {pc}")
         return False
@@ -143,10 +137,6 @@ class _Run:
         )
         return f"{self.target.name} has {', '.join(spans)}"
 
-    def _place(self, pc: int) -> str:
-        function = self.firmware.function_at(pc)
-        return f"{pc:#010x}" + (f" ({function})" if function else "")
-
     def result(self, timeout_s: float) -> RunResult:
         """Run to the end and report; errors are those of ``emulator.run_firmware``."""
         try:
@@ -154,7 +144,7 @@ class _Run:
         except self.unicorn.UcError as error:
             if self.error is None:
                 pc = self.uc.reg_read(self.arm.UC_ARM_REG_PC) & ~1
-                self._stop("MP545", f"{error}; pc {self._place(pc)}")
+                self._stop("MP545", f"{error}; pc {self.firmware.place(pc)}")
         if self.error is not None:
             raise self.error
         if self.host.exit_code is None:
@@ -162,19 +152,19 @@ class _Run:
         return self._report(self.host.exit_code)
 
     def _report(self, exit_code: int) -> RunResult:
-        records = mark_records(bytes(self.host.files.get(MARKS, b"")))
-        marks = tuple(Mark(r.id, n) for r, n in zip(records, self.marks, strict=True))
-        written = self.trace.written() if self.trace_memory else {}
+        records = records_of(bytes(self.host.files.get(MARKS, b"")))
+        notes = self.machine.trace.notes(records, memory=self.trace_memory, loads=False)
         return RunResult(
             exit_code=exit_code,
             stdout=self.host.console.decode(errors="replace"),
             output=bytes(self.host.files.get(OUTPUT, b"")),
-            instructions=marks[-1].instructions,
-            instruction_resolution=1,
-            marks=tuple(m for m in marks if m.id != LAST_MARK),
-            stack_bytes=self.firmware.stack_bytes - records[-1].unused_stack_bytes,
-            sram_touched_bytes=sum(int(t.sum()) for t in written.values()) if written else None,
-            touched=self.trace.per_object(written) if written else {},
+            instructions=notes.instructions,
+            marks=notes.marks,
+            functions=notes.functions,
+            stack_bytes=self.firmware.stack_bytes - records[-1].values[0],
+            sram_touched_bytes=notes.sram_touched_bytes,
+            accessed=notes.accessed,
+            touched=notes.touched,
             flash_bytes=self.firmware.flash_bytes,
             ram_static_bytes=self.firmware.static_ram_bytes,
             emulator="unicorn",

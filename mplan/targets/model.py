@@ -62,9 +62,9 @@ class Isa:
 class Toolchain:
     """How to build for a microcontroller and which emulators can run the result.
 
-    ``board`` names the target whose QEMU machine (``qemu_machine``) has the same core;
-    ``qemu_clock_hz`` is the clock of that machine's SysTick. ``vectors`` is the memory from which
-    the core boots; empty means the memory of the weights. ``stack_bytes`` is reserved by the linker.
+    ``board`` names the target whose QEMU machine (``qemu_machine``) has the same core. ``vectors`` is
+    the memory from which the core boots; empty means the memory of the weights. ``stack_bytes`` is
+    reserved by the linker.
     """
 
     zig_target: str = ""
@@ -73,7 +73,6 @@ class Toolchain:
     unicorn_model: str = ""
     board: str = ""
     qemu_machine: str = ""
-    qemu_clock_hz: int | None = None
     vectors: str = ""
     stack_bytes: int = 4096
 

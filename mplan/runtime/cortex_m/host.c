@@ -1,7 +1,7 @@
 /* mplan_host.h over Arm semihosting ("Semihosting for AArch32 and AArch64", Arm IHI 0074).
  *
- * Marks go to the file mplan.marks as records of six words. Their time is SysTick's, which an
- * emulator that counts instructions itself ignores.
+ * Marks, and what the host was asked to write, go to the file mplan.marks as records of three words.
+ * The emulator notes the time of a mark when it sees the call.
  */
 #include "mplan_host.h"
 
@@ -15,12 +15,10 @@ enum {
     OPEN_READ = 1,
     OPEN_WRITE = 5,
     LAST_MARK = -1,
+    READ_MARK = -2,
 };
 
 #define REGISTER(address) (*(volatile uint32_t *)(address))
-#define SYST_CSR REGISTER(0xE000E010u)
-#define SYST_RVR REGISTER(0xE000E014u)
-#define SYST_CVR REGISTER(0xE000E018u)
 #define CFSR REGISTER(0xE000ED28u)
 #define HFSR REGISTER(0xE000ED2Cu)
 #define MMFAR REGISTER(0xE000ED34u)
@@ -32,19 +30,12 @@ enum {
 #define UNCOUNTED __attribute__((section(".text.mplan_mark"), noinline))
 #define INLINE __attribute__((always_inline)) static inline
 
-typedef struct {
-    uint32_t wraps, value;
-} Ticks;
-
 HOST_DATA static struct {
-    volatile uint32_t wraps;
     int input, output, marks;
-    Ticks resumed;
 } mplan_host_state;
 
 extern uint32_t mplan_stack_limit[], mplan_stack_top[];
 void mplan_host_start(void);
-void mplan_host_tick(void);
 __attribute__((noreturn)) void mplan_host_fault(const uint32_t *frame);
 
 INLINE int semihost(int operation, const void *argument) {
@@ -68,30 +59,21 @@ INLINE size_t transfer(int operation, uint32_t file, const void *data, size_t si
     return size - (size_t)semihost(operation, arguments);
 }
 
-INLINE Ticks ticks(void) {
-    Ticks now;
-    do {
-        now.wraps = mplan_host_state.wraps;
-        now.value = SYST_CVR;
-    } while (now.wraps != mplan_host_state.wraps);
-    return now;
-}
-
-UNCOUNTED static void mark(uint32_t id, uint32_t unused_stack) {
-    const Ticks now = ticks(), back = mplan_host_state.resumed;
-    const uint32_t record[6] = {id, now.wraps, now.value, back.wraps, back.value, unused_stack};
+UNCOUNTED static void record(int kind, uint32_t first, uint32_t second) {
+    const uint32_t words[3] = {(uint32_t)kind, first, second};
     const uint32_t file = opened(&mplan_host_state.marks, "mplan.marks", 11, OPEN_WRITE);
-    transfer(SYS_WRITE, file, record, sizeof record);
-    mplan_host_state.resumed = ticks();
+    transfer(SYS_WRITE, file, words, sizeof words);
 }
 
 UNCOUNTED void mplan_host_mark(uint32_t id) {
-    mark(id, 0);
+    record((int)id, 0, 0);
 }
 
 size_t mplan_host_read(void *data, size_t size) {
     const uint32_t file = opened(&mplan_host_state.input, "mplan.in", 8, OPEN_READ);
-    return transfer(SYS_READ, file, data, size);
+    const size_t read = transfer(SYS_READ, file, data, size);
+    record(READ_MARK, (uint32_t)(uintptr_t)data, (uint32_t)read);
+    return read;
 }
 
 size_t mplan_host_write(const void *data, size_t size) {
@@ -103,17 +85,8 @@ void mplan_host_print(const char *text) {
     semihost(SYS_WRITE0, text);
 }
 
-void mplan_host_tick(void) {
-    mplan_host_state.wraps++;
-}
-
 void mplan_host_start(void) {
-    mplan_host_state.wraps = 0;
     mplan_host_state.input = mplan_host_state.output = mplan_host_state.marks = 0;
-    SYST_RVR = 0xFFFFFFu;
-    SYST_CVR = 0;
-    SYST_CSR = 7;
-    mplan_host_state.resumed = ticks();
 }
 
 __attribute__((noreturn)) static void leave(uint32_t code) {
@@ -128,15 +101,15 @@ UNCOUNTED void mplan_host_exit(int code) {
     while (lowest < mplan_stack_top && *lowest == MPLAN_STACK_PAINT) {
         lowest++;
     }
-    mark((uint32_t)LAST_MARK, (uint32_t)((uintptr_t)lowest - (uintptr_t)mplan_stack_limit));
+    record(LAST_MARK, (uint32_t)((uintptr_t)lowest - (uintptr_t)mplan_stack_limit), 0);
     leave((uint32_t)code & 0xFFu);
 }
 
 void mplan_host_fault(const uint32_t *frame) {
     const int valid = frame >= mplan_stack_limit && frame + 8 <= mplan_stack_top;
-    const uint32_t record[6] = {(uint32_t)(uintptr_t)frame, valid ? frame[6] : 0, CFSR, HFSR,
+    const uint32_t report[6] = {(uint32_t)(uintptr_t)frame, valid ? frame[6] : 0, CFSR, HFSR,
                                 MMFAR, BFAR};
     int file = 0;
-    transfer(SYS_WRITE, opened(&file, "mplan.fault", 11, OPEN_WRITE), record, sizeof record);
+    transfer(SYS_WRITE, opened(&file, "mplan.fault", 11, OPEN_WRITE), report, sizeof report);
     leave(0xFFu);
 }

@@ -16,7 +16,6 @@ extern uint32_t mplan_bss_start[], mplan_bss_end[];
 
 int main(void);
 void mplan_host_start(void);
-void mplan_host_tick(void);
 __attribute__((noreturn)) void mplan_host_fault(const uint32_t *frame);
 __attribute__((noreturn)) void Reset_Handler(void);
 void Fault_Handler(void);
@@ -67,5 +66,5 @@ __attribute__((section(".vectors"), used)) const Vector mplan_vectors[16] = {
     {.handler = Fault_Handler},   {.handler = Fault_Handler}, {.handler = Fault_Handler},
     {.handler = Fault_Handler},   {.handler = Fault_Handler}, {.handler = Fault_Handler},
     {.handler = Fault_Handler},   {.handler = Fault_Handler}, {.handler = Fault_Handler},
-    {.handler = mplan_host_tick},
+    {.handler = Fault_Handler},
 };

@@ -21,8 +21,8 @@ size_t mplan_host_write(const void *data, size_t size);
 /* Print a text to the run's console. */
 void mplan_host_print(const char *text);
 
-/* Note the number of instructions so far under the name `id` (not UINT32_MAX). The call itself is
- * not counted, so two marks around a piece of code measure that code alone. */
+/* Note the number of instructions so far under the name `id` (below UINT32_MAX - 1). The call itself
+ * is not counted, so two marks around a piece of code measure that code alone. */
 void mplan_host_mark(uint32_t id);
 
 /* End the run; the low 8 bits of `code` are its exit code. Returning from main does the same. */

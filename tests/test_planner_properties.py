@@ -13,7 +13,7 @@ import pytest
 
 from mplan.ir.check import check
 from mplan.ir.dag_format import load_dag
-from mplan.ir.plan import Buffer, Plan, Problem, Region, Step
+from mplan.ir.plan import Buffer, Extent, Plan, Problem, Region, Step
 from mplan.ir.problem_file import load_problem
 from mplan.passes.allocate import OverBudget, allocate
 from mplan.passes.live import live_peak
@@ -156,6 +156,39 @@ def test_a_constraint_never_lowers_the_optimum() -> None:
         assert before.peak_bytes("arena") <= after.peak_bytes("arena"), seed
         raised += bound(before) < bound(after)
     assert raised > 20
+
+
+def test_neighbours_raise_and_gaps_lower_the_least_height() -> None:
+    raised = lowered = 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        graph = small_graph(seed)
+        plain = boxes(graph, tuple(range(len(graph.steps))))
+        free = tuple(replace(b, alignment=1) for b in plain.buffers)
+        plain = replace(plain, buffers=free, regions=(Region("arena"),))
+        height = allocate(plain, limit_s=20).height_bytes
+        if len(plain.buffers) > 1:
+            pair = tuple(rng.sample(range(len(plain.buffers)), 2))
+            tied = allocate(replace(plain, adjacent=(pair,)), limit_s=20)
+            low, high = (next(p for p in tied.placements if p.buffer == i) for i in pair)
+            assert high.offset == low.offset + plain.buffers[pair[0]].size_bytes, seed
+            assert tied.height_bytes >= height and tied.certificate.status == "optimal", seed
+            raised += tied.height_bytes > height
+        longest = max(range(len(plain.buffers)), key=lambda i: _length(plain.buffers[i]), default=0)
+        if not plain.buffers or _length(plain.buffers[longest]) < 3:
+            continue
+        start, end = plain.buffers[longest].lifetime or (0, 0)
+        gap = replace(plain.buffers[longest], gaps=(Extent(start + 1, end - 1),))
+        buffers = (*plain.buffers[:longest], gap, *plain.buffers[longest + 1 :])
+        loose = allocate(replace(plain, buffers=buffers), limit_s=20)
+        assert loose.height_bytes <= height and loose.certificate.status == "optimal", seed
+        lowered += loose.height_bytes < height
+    assert raised > 10 and lowered > 10
+
+
+def _length(buffer: Buffer) -> int:
+    start, end = buffer.lifetime or (0, 0)
+    return end - start
 
 
 def test_a_smaller_capacity_is_met_or_refuted() -> None:

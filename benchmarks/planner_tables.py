@@ -145,9 +145,11 @@ def limits(rows: Sequence[Figures]) -> str:
     return f"limits: {', '.join(words)}" if words else ""
 
 
-def summary_table(rows: Sequence[Figures]) -> str:
-    """A line per set."""
-    return markdown(SUMMARY, (summary(name, group) for name, group in by_set(rows).items()))
+def summary_table(rows: Sequence[Figures], columns: Sequence[str] = SUMMARY) -> str:
+    """A line per set with some of the columns of ``SUMMARY``."""
+    lines = [summary(name, group) for name, group in by_set(rows).items()]
+    kept = [SUMMARY.index(column) for column in columns]
+    return markdown(columns, ([line[i] for i in kept] for line in lines))
 
 
 def full_tables(rows: Sequence[Figures]) -> str:

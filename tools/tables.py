@@ -216,13 +216,24 @@ def options() -> str:
 
 def planner_results() -> str:
     """A line per set of the planner's benchmark, from the figures that it keeps."""
+    return _planner_table()
+
+
+def planner_proofs() -> str:
+    """The same in short."""
+    return _planner_table(
+        *("set", "instances", "proven", "mean gap", "Inductor", "CP-SAT", "TFLM", "rows lost")
+    )
+
+
+def _planner_table(*columns: str) -> str:
     folder = ROOT / "benchmarks"
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-    from planner_tables import summary_table
+    from planner_tables import SUMMARY, summary_table
 
     rows = json.loads((folder / "results" / "planner.json").read_text(encoding="utf-8"))["rows"]
-    return summary_table([row for row in rows if "ours" in row])
+    return summary_table([row for row in rows if "ours" in row], columns or SUMMARY)
 
 
 # ---- targets ----
@@ -328,6 +339,7 @@ TABLES: dict[str, Callable[[], str]] = {
         solvers,
         options,
         planner_results,
+        planner_proofs,
         targets,
         target_keys,
         commands,

@@ -44,10 +44,20 @@ def transform(graph: Graph, pipeline: str, ctx: Context) -> Graph:
 
 def invented_constants(graph: Graph) -> dict[str, Tensor]:
     return {
-        i.value.name: torch.rand(i.value.type.shape) + 0.5  # type: ignore[union-attr]
+        i.value.name: invented(i.value.type) if i.value.type.dtype.is_float else integers(i.value.type)
         for i in graph.inputs
         if i.role in ("param", "buffer", "const")
     }
+
+
+def invented(type_: Any) -> Tensor:
+    return torch.rand(type_.shape) + 0.5
+
+
+def integers(type_: Any) -> Tensor:
+    """Small numbers as int8, fixed-point factors as int32."""
+    low, high = (-5, 6) if type_.dtype.itemsize == 1 else (2**30, 2**31)
+    return torch.randint(low, high, type_.shape).to(getattr(torch, type_.dtype.torch_name))
 
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda p: p.stem)
@@ -64,10 +74,11 @@ def test_pairs(path: Path) -> None:
     else:
         assert str(result) == str(parse(expected))
     symbols = {s.name: 3 for s in graph.symbols}
+    types = {i.value.name: i.value.type.bound(symbols) for i in graph.inputs}  # type: ignore[union-attr]
     inputs = {
-        i.value.name: torch.rand(i.value.type.bound(symbols).shape)  # type: ignore[union-attr]
-        for i in graph.inputs
-        if i.value.name not in constants
+        name: torch.rand(type_.shape) if type_.dtype.is_float else integers(type_)
+        for name, type_ in types.items()
+        if name not in constants
     }
     torch.manual_seed(1)
     before = run(graph, {**inputs, **constants})

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tflite_models import Builder, interpreted, read, reference
 
+from mplan import compiler
 from mplan.capture import capture_loaded, load_model
 from mplan.capture.tflite import read_tflite
 from mplan.capture.tflite.model import parse_model
 from mplan.diagnostics import MplanError, UnsupportedError, UserError
+from mplan.ir.interp import run, run_in_arena
 from mplan.ir.ops import graph_macs
 from mplan.ir.parser import parse
 
@@ -113,3 +116,27 @@ def test_damaged_files_raise_only_our_errors(data):
             read(damaged)
         except MplanError as e:
             assert e.code in ("MP302", "MP313")
+
+
+#: Peak of the arena layer by layer, with padding inside the convolutions: the largest sum of a layer's
+#: input and output (and of a shortcut around it).
+PEAKS = [(VWW1, 96_000), (IN3, 2 * 44 * 44 * 80 + 44 * 44 * 16)]
+
+
+@pytest.mark.parametrize(("path", "peak"), PEAKS)
+def test_plans_are_as_large_as_their_largest_layer_and_hold(path: Path, peak: int):
+    captured = read_tflite(path)
+    result = compiler.plan(captured, target="stm32h743", limit=20)
+    planned = result.planned
+    assert planned is not None
+    assert planned.plan.peak_bytes(planned.target.arena) == peak
+    assert not any(op.kind == "aten.constant_pad_nd.default" for op in planned.graph.ops)
+    supply = iter(captured.example_inputs)
+    inputs = {
+        i.value.name: next(supply) if i.role == "input" else planned.constants[i.value.name]
+        for i in planned.graph.inputs
+    }
+    expected = run(captured.graph, {**captured.constants, **inputs})
+    got = run_in_arena(planned.graph, planned.lowered, planned.plan, inputs)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.equal(ours, theirs)

@@ -17,6 +17,7 @@ from mplan.passes.base import Pass
 #: Name of each pass and where its class stands; imported only when used.
 PASSES = {
     "canonicalize": "mplan.passes.canonicalize:Canonicalize",
+    "fold_padding": "mplan.passes.fold_padding:FoldPadding",
     "fold_batch_norm": "mplan.passes.fold_batch_norm:FoldBatchNorm",
     "drop_unused": "mplan.passes.drop_unused:DropUnused",
     "fuse_attention": "mplan.passes.fuse_attention:FuseAttention",

@@ -18,7 +18,8 @@ def closure(problem: Problem, index: int, home: frozenset[int]) -> int:
     before (source) and after (sink), in which buffers are hyperedges.
     """
     before, after = _ancestors(problem, index), _descendants(problem, index)
-    nodes = {s: s + 2 for s in range(len(problem.steps)) if s not in before | after | {index}}
+    settled = before | after | {index}
+    nodes = {s: s + 2 for s in range(len(problem.steps)) if s not in settled}
     users: dict[int, set[int]] = {i: set() for i in home}
     network = _Network()
     for s, step in enumerate(problem.steps):

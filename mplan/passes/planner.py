@@ -8,68 +8,146 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mplan.diagnostics import InternalError
 from mplan.ir.check import check
 from mplan.ir.plan import Certificate, Plan, Problem, Status
+from mplan.passes import joint, repeats
 from mplan.passes.allocate import Allocated, OverBudget, allocate
-from mplan.passes.live import live_peak, live_profile
-from mplan.passes.schedule import arena, schedule
+from mplan.passes.live import live_peak
+from mplan.passes.schedule import Ordered, arena, schedule
 from mplan.passes.solvers.interface import SOLVERS, Deadline, Decision, find_solver
+from mplan.passes.solvers.interrupt import graceful
 
 #: Seconds that greedy placement at the captured order may take even if the deadline has passed.
 _GRACE_S = 1.0
+#: The share of the time left after the schedule for addresses at its order; the rest is for others.
+_FIRST_ORDER = 0.6
+#: Seconds that sealing and checking a plan takes per step and buffer; at most half of the limit.
+_CHECK_S = 4e-5
 
-__all__ = ["baseline", "live_profile", "place", "solve"]
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """An order and the placements of every region at it."""
+
+    problem: Problem
+    order: tuple[int, ...]
+    parts: tuple[Allocated, ...]
+
+    @property
+    def arena(self) -> Allocated:
+        """The placements of the arena."""
+        names = [r.name for r in self.problem.regions]
+        return self.parts[names.index(arena(self.problem))]
+
+    @property
+    def height(self) -> int:
+        """The height of the arena."""
+        return self.arena.height_bytes
 
 
 def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed: int = 0) -> Plan:
     """A checked plan for ``problem``; its arena is never higher than that of the captured order.
 
     ``solver`` names a solver of either decision; the other one is then made by ``auto``. The limit
-    holds for the whole plan: half of it is the scheduler's. Raises OverBudget (an InfeasibleError)
-    MP221 or MP222 if a region overflows, UserError MP220 for an unknown solver.
+    holds for the whole plan: at most half of it is the scheduler's. Ctrl-C ends the search; the best
+    plan so far is returned. Raises OverBudget (an InfeasibleError) MP221 or MP222 if a region
+    overflows, UserError MP220 for an unknown solver.
     """
-    deadline = Deadline(limit_s)
-    captured = tuple(range(len(problem.steps)))
-    if not problem.steps:
-        return place(problem, captured, solver=solver, limit_s=limit_s, seed=seed)
-    ordered = schedule(problem, solver=_name("schedule", solver), limit_s=limit_s / 2, seed=seed)
     name = _name("allocate", solver)
-    try:
-        order, parts = ordered.order, _allocate_all(problem, ordered.order, name, deadline, seed)
-    except OverBudget as error:
-        order, parts = captured, _at_captured(problem, math.inf, name, deadline, seed)
-        if not parts:
-            raise _for_any_order(error, ordered.certificate) from None
-    else:
-        height = _height(problem, parts)
-        if order != captured and live_peak(problem, captured, arena(problem))[0] < height:
-            other = _at_captured(problem, height, name, deadline, seed)
-            order, parts = (captured, other) if other else (order, parts)
-    return _complete(problem, order, parts, (ordered.certificate,))
+    captured = tuple(range(len(problem.steps)))
+    with graceful():
+        deadline = _deadline(problem, limit_s)
+        if not problem.steps:
+            return _complete(_allocate_all(problem, captured, name, deadline, seed), ())
+        ordered, known = _order(problem, _name("schedule", solver), deadline.share(0.5), seed)
+        certificate = ordered.certificate
+        try:
+            share = deadline.share(_FIRST_ORDER)
+            best = _allocate_all(problem, ordered.order, name, share, seed, known)
+        except OverBudget as error:
+            other = _at_captured(problem, math.inf, name, deadline, seed)
+            if other is None:
+                raise _for_any_order(error, certificate) from None
+            best = other
+        else:
+            if best.order != captured and live_peak(problem, captured, arena(problem))[0] < best.height:
+                best = _at_captured(problem, best.height, name, deadline, seed) or best
+        if name == "auto":
+            best = _jointly(best, certificate.lower_bound_bytes, deadline, seed)
+        return _complete(best, (certificate,))
 
 
-def _height(problem: Problem, parts: Sequence[Allocated]) -> int:
-    """The height of the arena."""
-    names = [r.name for r in problem.regions]
-    return parts[names.index(arena(problem))].height_bytes
+def _deadline(problem: Problem, limit_s: float) -> Deadline:
+    """The end of the search, so that the plan can be sealed and checked within the limit."""
+    items = len(problem.steps) + len(problem.buffers)
+    return Deadline(limit_s - min(items * _CHECK_S, limit_s / 2))
+
+
+def order_steps(problem: Problem, *, solver: str, limit_s: float, seed: int) -> Ordered:
+    """``schedule`` for the arena that solves repeated layers once."""
+    return _order(problem, _name("schedule", solver), Deadline(limit_s), seed)[0]
+
+
+def _order(
+    problem: Problem, solver: str, deadline: Deadline, seed: int
+) -> tuple[Ordered, Allocated | None]:
+    """The order, and the arena at it if layers repeat themselves."""
+    region = arena(problem)
+    found = repeats.repeat(problem, region, deadline, seed) if solver == "auto" else None
+    if found is not None and found.ordered.certificate.status == "optimal":
+        return found.ordered, found.placed
+    limit_s = deadline.remaining()
+    ordered = schedule(problem, region=region, solver=solver, limit_s=limit_s, seed=seed)
+    mine = ordered.certificate
+    if found is None or mine.value_bytes < found.ordered.certificate.value_bytes:
+        return ordered, None
+    theirs = found.ordered.certificate
+    strong = max((theirs, mine), key=lambda c: c.lower_bound_bytes)
+    closed = strong.lower_bound_bytes == theirs.value_bytes
+    certificate = replace(
+        theirs,
+        lower_bound_bytes=strong.lower_bound_bytes,
+        bound_kind=strong.bound_kind,
+        witness=strong.witness,
+        status="optimal" if closed else "feasible",
+    )
+    return replace(found.ordered, certificate=certificate), found.placed
 
 
 def _at_captured(
     problem: Problem, height: float, solver: str, deadline: Deadline, seed: int
-) -> list[Allocated]:
-    """The regions at the captured order if the arena gets lower than ``height``, else nothing."""
-    captured = range(len(problem.steps))
-    best: list[Allocated] = []
+) -> _Draft | None:
+    """The captured order if the arena gets lower than ``height`` at it."""
+    captured = tuple(range(len(problem.steps)))
+    best: _Draft | None = None
     for name, limit in (("greedy", Deadline(max(deadline.remaining(), _GRACE_S))), (solver, deadline)):
         if best and limit.expired:
             break
         with suppress(OverBudget):
-            parts = _allocate_all(problem, captured, name, limit, seed)
-            if _height(problem, parts) < height:
-                best, height = parts, _height(problem, parts)
+            draft = _allocate_all(problem, captured, name, limit, seed)
+            if draft.height < height:
+                best, height = draft, draft.height
+    return best
+
+
+def _jointly(best: _Draft, goal: int, deadline: Deadline, seed: int) -> _Draft:
+    """``best``, or an order and addresses found together if they take less than it does."""
+    problem, region = best.problem, arena(best.problem)
+    if best.height <= max(goal, live_peak(problem, best.order, region)[0]) or deadline.expired:
+        return best
+    start = joint.Draft(best.order, {p.buffer: p.offset for p in best.arena.placements})
+    found = joint.improve(problem, region, start, goal, deadline, seed)
+    if found is start:
+        return best
+    hinted = tuple(replace(b, hint=found.offsets.get(i)) for i, b in enumerate(problem.buffers))
+    with suppress(OverBudget):
+        hints = replace(problem, buffers=hinted)
+        draft = _allocate_all(hints, found.order, "greedy", Deadline(_GRACE_S), seed)
+        if draft.height < best.height:
+            return replace(draft, problem=problem)
     return best
 
 
@@ -100,28 +178,59 @@ def place(
     OverBudget MP221 or MP222 if a region overflows, InternalError MP299 if the plan fails ``check``.
     """
     name = _name("allocate", solver)
-    parts = _allocate_all(problem, order, name, Deadline(limit_s), seed)
-    return _complete(problem, order, parts, certificates)
+    with graceful():
+        deadline = _deadline(problem, limit_s)
+        captured = tuple(order) == tuple(range(len(problem.steps)))
+        known = None
+        if name == "auto" and captured:
+            known = repeats.repeat_captured(problem, arena(problem), deadline, seed)
+        draft = _allocate_all(problem, tuple(order), name, deadline, seed, known)
+        return _complete(draft, certificates)
 
 
 def _allocate_all(
-    problem: Problem, order: Sequence[int], solver: str, deadline: Deadline, seed: int
-) -> list[Allocated]:
-    return [
-        allocate(problem, order, region=r.name, solver=solver, limit_s=deadline.remaining(), seed=seed)
-        for r in problem.regions
-    ]
-
-
-def _complete(
     problem: Problem,
-    order: Sequence[int],
-    parts: Sequence[Allocated],
-    certificates: tuple[Certificate, ...],
-) -> Plan:
+    order: tuple[int, ...],
+    solver: str,
+    deadline: Deadline,
+    seed: int,
+    known: Allocated | None = None,
+) -> _Draft:
+    """Every region at ``order``; the arena as ``known`` unless that can be and is improved."""
+    parts = []
+    for region in problem.regions:
+        mine = known if region.name == arena(problem) else None
+        if mine is None or mine.certificate.status != "optimal":
+            mine = _better(mine, problem, order, region.name, solver, deadline, seed)
+        parts.append(mine)
+    return _Draft(problem, order, tuple(parts))
+
+
+def _better(
+    known: Allocated | None,
+    problem: Problem,
+    order: tuple[int, ...],
+    region: str,
+    solver: str,
+    deadline: Deadline,
+    seed: int,
+) -> Allocated:
+    """The lower one of ``known`` and what the solver finds."""
+    try:
+        limit_s = deadline.remaining()
+        found = allocate(problem, order, region=region, solver=solver, limit_s=limit_s, seed=seed)
+    except OverBudget:
+        if known is None:
+            raise
+        return known
+    return found if known is None or found.height_bytes < known.height_bytes else known
+
+
+def _complete(draft: _Draft, certificates: tuple[Certificate, ...]) -> Plan:
+    problem, order, parts = draft.problem, draft.order, draft.parts
     plan = Plan(
         problem=problem.digest,
-        order=tuple(order),
+        order=order,
         placements=tuple(sorted((p for a in parts for p in a.placements), key=lambda p: p.buffer)),
         peaks=tuple((r.name, a.height_bytes) for r, a in zip(problem.regions, parts, strict=True)),
         certificates=(

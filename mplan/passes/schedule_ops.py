@@ -27,12 +27,11 @@ class ScheduleOps(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph with its ops permuted."""
-        from mplan.passes.planner import baseline
-        from mplan.passes.schedule import schedule
+        from mplan.passes.planner import baseline, order_steps
 
         lowered = problem_of(graph, ctx.layout)
         ctx.baseline_peak_bytes = baseline(lowered.problem)
-        ordered = schedule(
+        ordered = order_steps(
             lowered.problem,
             solver=self.solver or ctx.solver,
             limit_s=self.limit_s or ctx.limit_s / 2,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mplan.diagnostics import InternalError, ToolError
 from mplan.passes.solvers.interface import Deadline
+
+#: Seconds between looks at the deadline, which Ctrl-C may bring forward.
+_POLL_S = 0.05
 
 CpStatus = Literal["optimal", "feasible", "infeasible", "unknown"]
 
@@ -53,7 +56,7 @@ def solve(
     parameters.num_workers = 8 if portfolio else 1
     parameters.interleave_search = portfolio
     parameters.catch_sigint_signal = False
-    status = _interruptible(solver, model)
+    status = _interruptible(solver, model, deadline)
     if status == module.MODEL_INVALID:
         raise InternalError("MP227", f"CP-SAT rejects the model: {model.validate()}")
     names: dict[Any, CpStatus] = {
@@ -66,11 +69,14 @@ def solve(
     return CpResult(name, values, solver.best_objective_bound)
 
 
-def _interruptible(solver: Any, model: Any) -> Any:
+def _interruptible(solver: Any, model: Any, deadline: Deadline) -> Any:
     """The status of ``solver.solve(model)``, run beside this thread so that it can receive Ctrl-C."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         running = pool.submit(solver.solve, model)
         try:
+            while not wait([running], _POLL_S).done:
+                if deadline.expired:
+                    solver.stop_search()
             return running.result()
         except BaseException:
             solver.stop_search()

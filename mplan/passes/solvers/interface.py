@@ -18,6 +18,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from mplan.diagnostics import UserError
 from mplan.ir.plan import Certificate
+from mplan.passes.solvers.interrupt import stopped
 
 Answer = TypeVar("Answer")
 Decision = Literal["schedule", "allocate"]
@@ -28,7 +29,10 @@ MAX_TOTAL_BYTES = 2**60
 
 
 class Deadline:
-    """A point on the monotonic clock, ``limit_s`` seconds from its creation (infinity: never)."""
+    """A point on the monotonic clock, ``limit_s`` seconds from its creation (infinity: never).
+
+    Ctrl-C inside ``graceful`` brings it forward to now.
+    """
 
     __slots__ = ("_end",)
 
@@ -37,12 +41,12 @@ class Deadline:
 
     def remaining(self) -> float:
         """Seconds left, never negative."""
-        return max(self._end - time.monotonic(), 0.0)
+        return 0.0 if stopped() else max(self._end - time.monotonic(), 0.0)
 
     @property
     def expired(self) -> bool:
         """Whether no time is left."""
-        return time.monotonic() >= self._end
+        return stopped() or time.monotonic() >= self._end
 
     def within(self, limit_s: float) -> Deadline:
         """The earlier of this deadline and one ``limit_s`` seconds from now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -314,11 +315,39 @@ def test_without_numba_cp_sat_does_the_work(monkeypatch: pytest.MonkeyPatch) -> 
     assert_checks(problem, result)
 
 
-def test_little_time_is_not_spent_on_loading() -> None:
-    code = (
-        "import sys; from mplan.passes.allocate import canonical as c; "
-        "from mplan.passes.solvers.interface import Deadline as d; "
-        "assert not c.available(d(0.5)); assert 'numba' not in sys.modules; "
-        "assert c.available(d(60)) and c.available(d(0.5))"
+def python(code: str, cache: Path) -> None:
+    """Run ``code`` with the search at hand in a process of its own and Numba's cache in ``cache``."""
+    names = (
+        "import sys, time; from mplan.passes.allocate import allocate, canonical, compiled; "
+        "from mplan.passes.solvers.interface import Deadline; "
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    subprocess.run([sys.executable, "-c", names + code], check=True, timeout=120, env=environment)
+
+
+def test_little_time_is_not_spent_on_loading_or_compiling(tmp_path: Path) -> None:
+    python(
+        "assert not canonical.available(Deadline(0.5)); assert 'numba' not in sys.modules; "
+        "assert not canonical.available(Deadline(5)); assert canonical.available(Deadline(60)); "
+        "compiled.prepare(); assert canonical.available(Deadline(0.5))",
+        tmp_path,
+    )
+    python(
+        "assert not canonical.available(Deadline(0.5)); assert canonical.available(Deadline(5)); "
+        "compiled.prepare(); "
+        "from mplan.passes.allocate.canonical_kernel import search; "
+        "assert not search.stats.cache_misses",
+        tmp_path,
+    )
+
+
+def test_a_short_limit_is_kept_without_compiled_code(tmp_path: Path) -> None:
+    path = DATA / "minimalloc" / f"J.{CAPACITY}.csv"
+    python(
+        "import ortools.sat.python.cp_model, numpy; from pathlib import Path; "
+        "from mplan.ir.csv_format import parse_csv; "
+        f"problem = parse_csv(Path({str(path)!r}).read_text()); "
+        "started = time.monotonic(); allocate(problem, (), limit_s=2.0); "
+        "assert time.monotonic() - started < 2.2 + 0.5",
+        tmp_path,
+    )

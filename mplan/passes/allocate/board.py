@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 from mplan.passes.allocate.grid import Grid
-from mplan.passes.allocate.instance import Box, Instance
 from mplan.passes.allocate.reduction import Part
 from mplan.passes.solvers.interface import Deadline
 
@@ -21,15 +19,6 @@ _SLICE = 3_000_000
 _MAX_TRAIL = 6_000_000
 #: How far chance moves boxes in the order of preference, as a fraction of their number.
 _NOISE = 0.3
-
-
-def load(deadline: Deadline) -> Deadline:
-    """Load the search, or compile it; returns ``deadline``, later by the time that compiling took."""
-    search = _kernel().search
-    left, before = deadline.remaining(), sum(search.stats.cache_misses.values())
-    board = Board(Grid(Instance((Box(0, 0, 1, 1),)), 1, (1,), (1,)), (0,), Part((0,), 0))
-    board.search("FEWEST", board.order("size", None), 1, Deadline(math.inf))
-    return Deadline(left) if sum(search.stats.cache_misses.values()) > before else deadline
 
 
 def _kernel() -> Any:

@@ -29,12 +29,11 @@ time, decides the course: a seed leads to the same packings, as far as the time 
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 
-from mplan.passes.allocate.board import Board, Verdict, load
+from mplan.passes.allocate import compiled
+from mplan.passes.allocate.board import Board, Verdict
 from mplan.passes.allocate.greedy import Offsets
 from mplan.passes.allocate.grid import Grid, grid_of
 from mplan.passes.allocate.instance import Instance
@@ -58,34 +57,28 @@ _WORK = 1_000_000
 _WORK_PER_TERM = 200
 #: No later round grows further.
 _LAST_ROUND = 60
-#: Seconds that it takes to load Numba and the compiled search.
-_LOAD_S = 1.0
-#: Larger parts take more memory than the answer is worth.
+_KERNEL = "mplan.passes.allocate.canonical_kernel:search"
+#: Larger parts take more memory than the answer is worth, and more boxes too long to reduce.
 _MAX_TERMS = 4_000_000
+_MAX_BOXES = 20_000
 #: In the first round heights are told apart to this fraction; in each later one to half of it.
 _PRECISION = 1 / 256
 
 
 def available(deadline: Deadline) -> bool:
-    """Whether Numba can be imported, and is already or there is time for it."""
-    if sys.modules.get("numba") is None and deadline.remaining() < _LOAD_S:
-        return False
-    try:
-        import_module("mplan.passes.allocate.canonical_kernel")
-    except ImportError:
-        return False
-    return True
+    """Whether there is Numba, and time to load or compile the search."""
+    return compiled.ready(_KERNEL, deadline)
 
 
 def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
     """Improve ``search`` until it is closed or time is up; needs Numba.
 
     While the best answer exceeds ``search.goal``, heights between the two are tried; the first answer
-    that meets the goal ends the search, and so does a proof that there is none. The time that it takes
-    to compile, once for an installation, is not charged.
+    that meets the goal ends the search, and so does a proof that there is none.
     """
+    if len(instance.boxes) > _MAX_BOXES:
+        return
     met, number = search.met, 0
-    deadline = load(deadline)
     grid = grid_of(instance)
     search.raise_bound(Bound(grid.above(search.bound.bytes - 1), "exhaustive"))
     while not (search.closed or search.hopeless or deadline.expired) and search.met == met:

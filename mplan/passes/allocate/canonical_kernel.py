@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from numba import njit
 
+from mplan.passes.allocate.compiled import entry
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: What ``search`` answers: out of work, found, no packing exists, or the arrays are too short.
@@ -68,14 +70,6 @@ def _inner(function: Function) -> Function:
     """Compile together with the function that calls it."""
     compiled: Function = cast(Any, njit)(no_cpython_wrapper=True, error_model="numpy")(function)
     return compiled
-
-
-def _entry(function: Function) -> Any:
-    """Compile on first use, and keep the code on disk if there is a place for it."""
-    try:
-        return njit(cache=True, error_model="numpy")(function)
-    except RuntimeError:
-        return njit(error_model="numpy")(function)
 
 
 @_inner
@@ -389,7 +383,7 @@ def _begin(t: State) -> bool:
     return bool(_settle(t, len(t.sections) - 1) < 0)
 
 
-@_entry
+@entry
 def search(t: State, rule: int, work: int) -> int:
     """Go on for about ``work`` elementary steps; returns one of the four answers above."""
     clock = t.clock[0]

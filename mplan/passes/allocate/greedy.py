@@ -7,6 +7,7 @@ weights that are live together end with the one whose padding is saved.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mplan.passes.allocate.instance import Box, Instance
@@ -31,8 +32,9 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
         for key in ORDERS.values():
             if search.closed or deadline.expired:
                 return
-            offsets = pack(instance, order_by(instance, key), best_fit)
-            search.offer(offsets, instance.height(offsets), "greedy")
+            with suppress(TimeoutError):
+                offsets = pack(instance, order_by(instance, key), best_fit, deadline)
+                search.offer(offsets, instance.height(offsets), "greedy")
 
 
 def order_by(instance: Instance, key: Callable[[Box], tuple[int, ...]]) -> list[int]:
@@ -40,14 +42,19 @@ def order_by(instance: Instance, key: Callable[[Box], tuple[int, ...]]) -> list[
     return sorted(range(len(instance.boxes)), key=lambda i: (*key(instance.boxes[i]), i))
 
 
-def pack(instance: Instance, order: Sequence[int], best_fit: bool) -> Offsets:
+def pack(
+    instance: Instance, order: Sequence[int], best_fit: bool, deadline: Deadline | None = None
+) -> Offsets:
     """Offsets from placing the boxes in ``order``, those of fixed offset first.
 
-    Each box takes the lowest gap that holds it, or, with ``best_fit``, the tightest.
+    Each box takes the lowest gap that holds it, or, with ``best_fit``, the tightest. TimeoutError when
+    the deadline expires before all are placed.
     """
     shelf = _Shelf(instance)
     free = [i for i in order if instance.boxes[i].fixed is None]
     for i in (*(i for i, b in enumerate(instance.boxes) if b.fixed is not None), *free):
+        if deadline is not None and deadline.expired:
+            raise TimeoutError
         shelf.place(i, best_fit)
     return tuple(shelf.offsets)
 

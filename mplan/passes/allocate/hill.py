@@ -25,12 +25,12 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
     columns, rng = columns_of(instance), random.Random(seed)
     starts = [columns.rank(priority) for priority in PRIORITIES]
     height, offsets, rank = min(
-        ((instance.height(o), o, r) for r in starts for o in (place(columns, r),)),
+        ((instance.height(o), o, r) for r in starts for o in (place(columns, r, deadline),)),
         key=lambda row: row[0],
     )
     while not search.closed and not deadline.expired:
         trial = _neighbour(columns, offsets, height, rank, rng)
-        packed = place(columns, trial)
+        packed = place(columns, trial, deadline)
         found = instance.height(packed)
         if found <= height:
             rank, offsets, height = trial, packed, found

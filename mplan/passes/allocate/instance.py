@@ -102,21 +102,19 @@ class Instance:
                 best, position = level + pads[0][0], b.start
         return best, position
 
-    def cliques(self) -> list[tuple[int, ...]]:
+    def cliques(self) -> Iterator[tuple[int, ...]]:
         """The maximal sets of extents (indices) that are live together, in order of time."""
         extents = [x for _, x in self.extents]
         events = sorted({x.start for x in extents})
         starts: dict[int, list[int]] = {time: [] for time in events}
         for i, x in enumerate(extents):
             starts[x.start].append(i)
-        found: list[tuple[int, ...]] = []
         live: list[int] = []
         for time, following in zip_longest(events, events[1:]):
             live = [i for i in live if extents[i].end > time] + starts[time]
             first_end = min(extents[i].end for i in live)
             if following is None or first_end <= following:
-                found.append(tuple(live))
-        return found
+                yield tuple(live)
 
 
 def from_problem(problem: Problem, order: Sequence[int], region: str) -> Instance:

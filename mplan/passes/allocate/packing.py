@@ -7,6 +7,7 @@ the lowest offset first, long-lived boxes before short ones.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from math import gcd
 from typing import Any
 
@@ -24,7 +25,7 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
 
     The bound must not be below the live bytes nor the end of a fixed box.
     """
-    if sum(map(len, instance.cliques())) > _MAX_TERMS:
+    if any(terms > _MAX_TERMS for terms in accumulate(map(len, instance.cliques()))):
         return
     for minimise, share in ((False, 0.6), (True, 1.0)):
         if search.closed or deadline.expired:

@@ -1,0 +1,101 @@
+"""Many boxes: the compiled placement is the same, ten thousands are placed in time, limits are kept."""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from itertools import pairwise
+
+import pytest
+
+from mplan.ir.plan import Buffer, Extent, Problem, Region
+from mplan.passes.allocate import allocate, compiled, skyline
+from mplan.passes.allocate.columns import PRIORITIES, columns_of
+from mplan.passes.allocate.greedy import order_by, pack
+from mplan.passes.allocate.instance import Instance, from_problem
+from mplan.passes.solvers.interface import Deadline
+
+BUDGET_S = 60.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled() -> None:
+    compiled.prepare()
+
+
+def network(layers: int, seed: int) -> Problem:
+    """Joint training of ``layers`` layers: activations wait for the backward pass, weights stay, what
+    else a layer needs is gone soon; sizes vary from layer to layer."""
+    rng = random.Random(seed)
+    horizon = 20 * layers
+    spans = []
+    for layer in range(layers):
+        start, end = 10 * layer, horizon - 10 * layer
+        spans.append((0, horizon, 500))
+        spans += [(start + k, end - k, rng.randint(50, 900)) for k in range(4)]
+        spans += [(t, t + rng.randint(1, 6), rng.randint(50, 2000)) for t in range(start, start + 10)]
+        spans += [(t, t + rng.randint(1, 6), rng.randint(50, 2000)) for t in range(end - 10, end)]
+    buffers = (
+        Buffer(f"b{i}", size, ("r",), lifetime=(start, min(end, horizon)))
+        for i, (start, end, size) in enumerate(spans)
+    )
+    return Problem("network", (Region("r"),), tuple(buffers))
+
+
+def holed(problem: Problem, seed: int) -> Problem:
+    """Some buffers have gaps, some lie adjacent, alignments differ."""
+    rng = random.Random(seed)
+    buffers = []
+    for b in problem.buffers:
+        start, end = b.lifetime or (0, 0)
+        gaps: tuple[Extent, ...] = ()
+        if end - start > 3 and rng.random() < 0.3:
+            at = sorted(rng.sample(range(start + 1, end), 2))
+            gaps = (Extent(*at, 0, rng.choice((0, b.size_bytes // 2))),)
+        alignment = rng.choice((1, 2, 4))
+        buffers.append(
+            Buffer(b.name, b.size_bytes * 4, ("r",), alignment, lifetime=b.lifetime, gaps=gaps)
+        )
+    chosen = rng.sample(range(len(buffers)), 20)
+    return Problem("holed", problem.regions, tuple(buffers), adjacent=tuple(pairwise(chosen))[::2])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_compiled_skyline_is_the_same(seed: int) -> None:
+    plain = network(12, seed)
+    for problem in (plain, holed(plain, seed)):
+        instance = from_problem(problem, (), "r")
+        columns = columns_of(instance)
+        for priority in PRIORITIES:
+            rank = columns.rank(priority)
+            assert skyline.place_few(columns, rank) == skyline.place_many(columns, rank)
+
+
+def test_fifty_thousand_boxes_are_placed_in_a_minute_and_little_memory() -> None:
+    problem = network(2000, 0)
+    assert len(problem.buffers) == 50_000
+    started = time.process_time()
+    result = allocate(problem, (), limit_s=BUDGET_S / 2)
+    assert time.process_time() - started < BUDGET_S
+    assert result.certificate.gap <= 0.01
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 << 20
+
+
+@pytest.mark.parametrize("solver", ["greedy", "exact", "hill"])
+def test_the_limit_is_kept_with_many_boxes(solver: str) -> None:
+    problem = network(400, 1)
+    allocate(problem, (), limit_s=0)
+    started = time.process_time()
+    allocate(problem, (), limit_s=0)
+    least = time.process_time() - started
+    started = time.monotonic()
+    allocate(problem, (), limit_s=least + 3.0, solver=solver)
+    assert time.monotonic() - started < 1.1 * (least + 3.0) + 1.0
+
+
+def test_packing_stops_at_the_deadline() -> None:
+    instance = from_problem(network(40, 2), (), "r")
+    assert isinstance(instance, Instance)
+    with pytest.raises(TimeoutError):
+        pack(instance, order_by(instance, lambda b: (b.size,)), best_fit=True, deadline=Deadline(0))

@@ -55,6 +55,38 @@ def functions(elf: Path) -> list[tuple[int, int, str]]:
     return sorted(largest.values())
 
 
+def function_code(elf: Path) -> list[tuple[tuple[int, int, str], list[tuple[int, bytes]]]]:
+    """Every function of an Arm ELF file with its code: the parts that hold instructions, no data.
+
+    Mapping symbols tell them apart ("ELF for the Arm Architecture", AAELF32, section 5.5.5).
+    """
+    with _opened(elf) as file:
+        marks = [
+            (entry["st_value"], entry.name[1])
+            for entry in _symbol_table(file)
+            if entry.name[:2] in ("$t", "$d", "$a") and entry.name[2:3] in ("", ".")
+        ]
+        images = [(s["p_vaddr"], s.data()) for s in file.iter_segments("PT_LOAD") if s["p_filesz"]]
+    marks = sorted(set(marks))
+    return [(function, _code(function[0], function[1], marks, images)) for function in functions(elf)]
+
+
+def _code(
+    start: int, end: int, marks: list[tuple[int, str]], images: list[tuple[int, bytes]]
+) -> list[tuple[int, bytes]]:
+    """The parts of [start, end) in Thumb code."""
+    base, data = next((i for i in images if i[0] <= start < i[0] + len(i[1])), (start, b""))
+    first = bisect_right(marks, (start, "~"))
+    inside = [mark for mark in marks[first:] if mark[0] < end]
+    kind = marks[first - 1][1] if first else "t"
+    parts = []
+    for at, following in zip((start, *(m[0] for m in inside)), (*inside, (end, "")), strict=True):
+        if kind == "t" and following[0] > at:
+            parts.append((at, data[at - base : following[0] - base]))
+        kind = following[1]
+    return parts
+
+
 def holder(functions: list[tuple[int, int, str]], address: int) -> str:
     """The name of the function that holds ``address``; "?" if none does."""
     index = bisect_right(functions, address, key=lambda f: f[0]) - 1

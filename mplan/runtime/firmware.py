@@ -51,6 +51,7 @@ class Firmware:
     ``flash_bytes`` is code, constants and the initial values of data; ``static_ram_bytes`` is data
     and bss without the stack. ``used_bytes`` says for each memory what the image takes of it,
     stack included. ``memories`` are those it is linked for, at the addresses it is linked for.
+    ``stack_reports`` are the compiler's files on stack frames.
     """
 
     elf: Path
@@ -61,6 +62,7 @@ class Firmware:
     used_bytes: Mapping[str, int]
     memories: tuple[Memory, ...]
     vectors: str
+    stack_reports: tuple[Path, ...] = ()
 
     @property
     def host_span(self) -> tuple[int, int]:
@@ -132,7 +134,8 @@ def build_firmware(
     output = _link(tools, firmware, target, objects)
     if output:
         raise _why(tools, firmware, target, objects, output)
-    return _measured(firmware)
+    reports = (path.with_suffix(".su") for path in objects)
+    return replace(_measured(firmware), stack_reports=tuple(p for p in reports if p.is_file()))
 
 
 def _holds(memory: Memory, address: int) -> bool:

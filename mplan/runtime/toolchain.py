@@ -34,11 +34,15 @@ _COMPILE_TIMEOUT_S = 600
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """A C compiler for one target: ``command`` compiles and links, ``sources`` are its own libc."""
+    """A C compiler for one target: ``command`` compiles and links, ``sources`` are its own libc.
+
+    ``usage_flags`` make it write each function's stack frame to a file, whose path replaces "{}".
+    """
 
     name: ToolchainName
     command: tuple[str, ...]
     compile_flags: tuple[str, ...]
+    usage_flags: tuple[str, ...]
     link_flags: tuple[str, ...]
     libraries: tuple[str, ...]
     sources: tuple[Path, ...]
@@ -46,8 +50,13 @@ class Compiler:
     def compile(
         self, source: Path, output: Path, includes: Sequence[Path], defines: Mapping[str, str]
     ) -> None:
-        """Compile one C file to an object; CheckError MP541 with the compiler's output."""
-        flags = [*self.compile_flags, *(f"-I{path}" for path in includes)]
+        """Compile one C file to an object; CheckError MP541 with the compiler's output.
+
+        The stack frames of its functions go to a ``.su`` file beside the object.
+        """
+        usage = str(output.with_suffix(".su"))
+        flags = [*self.compile_flags, *(flag.replace("{}", usage) for flag in self.usage_flags)]
+        flags += [f"-I{path}" for path in includes]
         flags += [f"-D{name}={value}" if value else f"-D{name}" for name, value in defines.items()]
         done = _run([*self.command, *flags, "-c", str(source), "-o", str(output)])
         if done.returncode:
@@ -124,6 +133,7 @@ def _zig(tools: Toolchain) -> Compiler:
         name="zig",
         command=zig_command(),
         compile_flags=(*code, f"-I{libc}"),
+        usage_flags=("-Xclang", "-stack-usage-file", "-Xclang", "{}"),
         link_flags=(*machine, "-O2", "-Wl,--gc-sections,--build-id=none"),
         libraries=(),
         sources=tuple(sorted(libc.glob("*.c"))),
@@ -136,6 +146,7 @@ def _gcc(tools: Toolchain) -> Compiler:
         name="gcc",
         command=(find_tool("arm-none-eabi-gcc", install),),
         compile_flags=(*tools.gcc_flags, *_CODE),
+        usage_flags=("-fstack-usage",),
         link_flags=(*tools.gcc_flags, "-nostartfiles", "-Wl,--gc-sections,--build-id=none"),
         libraries=("-lm",),
         sources=(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -179,6 +180,20 @@ def test_the_limit_is_kept() -> None:
     done = run_cli("plan", source, "--minimise", "--limit", 2, "--json")
     assert done.code == 0
     assert done.json["seconds"]["plan"] < 3 and time.monotonic() - started < 6
+
+
+def test_ctrl_c_writes_the_best_plan_so_far(tmp_path: Path) -> None:
+    source, result = DATA / "minimalloc" / "J.1048576.csv", tmp_path / "plan.json"
+    command = [sys.executable, "-m", "mplan.cli", "plan", str(source), "--minimise"]
+    with subprocess.Popen(
+        [*command, "--limit", "300", "-o", str(result)], stderr=subprocess.PIPE, text=True
+    ) as running:
+        time.sleep(8)  # until the search runs, on a slow machine too
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 0, err
+    assert "smallest capacity of arena: " in err and "gap" in err
+    assert run_cli("check", result).code == 0
 
 
 API = """

@@ -105,7 +105,6 @@ def bound(plan: Plan) -> int:
 
 
 def test_brute_force_over_orders_and_placements_agrees() -> None:
-    above = 0
     for seed in range(500):
         problem = small_graph(seed)
         plan = solve(problem, limit_s=20)
@@ -113,12 +112,7 @@ def test_brute_force_over_orders_and_placements_agrees() -> None:
         ordered = schedule(problem, limit_s=20).certificate
         assert ordered.value_bytes == min(peak(problem, o) for o in orders(problem)), seed
         assert ordered.status == "optimal", seed
-        least = least_arena(problem)
-        assert bound(plan) <= least <= plan.peak_bytes("arena"), seed
-        above += plan.peak_bytes("arena") > least
-        at_order = least_height(boxes(problem, plan.order))
-        assert at_order == plan.peak_bytes("arena"), seed
-    assert above <= 3  # where only another order of the same peak leaves no hole
+        assert bound(plan) <= least_arena(problem) == plan.peak_bytes("arena"), seed
 
 
 def constrained(problem: Problem, rng: random.Random) -> Problem:
@@ -253,14 +247,11 @@ def test_names_do_not_count() -> None:
 
 
 def test_the_order_of_buffers_and_steps_does_not_count() -> None:
-    apart = 0
     for seed in range(100):
         problem = small_graph(seed)
         same = [problem, *(shuffled(problem, random.Random(k)) for k in range(2))]
         plans = [solve(p, limit_s=20) for p in same]
-        assert len({bound(p) for p in plans}) == 1, seed
-        apart += len({p.peak_bytes("arena") for p in plans}) > 1
-    assert apart <= 1  # where orders of the same peak differ in the holes that they leave
+        assert len({(bound(p), p.peak_bytes("arena")) for p in plans}) == 1, seed
     vgg = load_dag(DATA / "graphs" / "ind_vgg16_tr_1.json")
     mixed = solve(shuffled(vgg, random.Random(1)), limit_s=60)
     assert mixed.status == "optimal"

@@ -178,14 +178,14 @@ def run(
 ) -> None:
     """Build compiled C for its part and run it in an emulator, beside PyTorch's outputs."""
     from mplan.runtime.device import run_bundle
+    from mplan.runtime.run_report import render as render_run
 
     with _progress(f"running {folder} in {emulator}"):
         outcome = run_bundle(folder, emulator=emulator, timeout_s=timeout)
     if as_json:
         _emit(outcome.to_json())
     else:
-        for key, value in outcome.to_json().items():
-            err.print(f"{key:>22}  {value:,}" if type(value) is int else f"{key:>22}  {value}")
+        render_run(outcome, err)
     if not outcome.outputs_match:
         limit = f"{outcome.max_abs_err:.3g}"
         raise CheckError("MP530", f"the emulator's outputs differ from PyTorch's by {limit}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import mplan
 from mplan.diagnostics import MplanError
 from mplan.runtime.device import run_bundle
+from mplan.runtime.run_report import render
 
 
 class Layouts(nn.Module):
@@ -52,6 +55,43 @@ def test_two_compilers_and_two_emulators_agree(folder: Path) -> None:
         for a, b in zip(mine, theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert run_bundle(folder, inputs=samples).instructions == first.instructions
+
+
+@pytest.mark.parametrize("target", ["mps2-an386", "mps2-an500", "mps3-an547"])
+def test_every_step_is_priced(folder: Path, target: str, tmp_path: Path) -> None:
+    mplan.compile(Layouts().eval(), (torch.randn(1, 1, 8, 8),), target=target, out=tmp_path)
+    run = run_bundle(tmp_path, emulator="qemu", toolchain="zig")
+    kinds = {step.kind for step in run.steps}
+    assert {"aten.convolution.default", "aten._softmax.default"} <= kinds
+    assert all(step.instructions > 0 and "test_device.py" in step.where for step in run.steps)
+    by_step = sum(step.instructions for step in run.steps)
+    assert by_step < run.instructions <= by_step + 60
+    assert run.instructions < sum(run.functions.values())
+    assert run.stack_bound_bytes is not None and run.stack_bytes <= run.stack_bound_bytes
+    written = [memory.written_bytes for memory in run.memories.values()]
+    assert sum(written) == run.sram_touched_bytes >= run.arena_bytes == run.arena_touched_bytes
+    if target != "mps3-an547":  # unicorn has no Cortex-M55
+        other = run_bundle(tmp_path)
+        assert (other.steps, other.functions, other.stack_bytes) == (
+            run.steps,
+            run.functions,
+            run.stack_bytes,
+        )
+    document = json.loads(json.dumps(run.to_json()))
+    assert document["steps"][0]["instructions"] == run.steps[0].instructions
+    assert set(document["memories"]["sram"]) == {"written_bytes", "read_bytes"}
+
+
+def test_the_report_has_every_step_and_figure(folder: Path) -> None:
+    run = run_bundle(folder)
+    console = Console(width=200, record=True, file=io.StringIO())
+    render(run, console)
+    text = console.export_text()
+    for step in run.steps:
+        assert re.search(rf"{step.position} +{step.instructions:,} .*{step.kind} +{step.name} ", text)
+    assert f"{run.instructions:,} instructions, the most of 1 inference in unicorn" in text
+    assert f"at most {run.stack_bound_bytes:,} B: Reset_Handler > main" in text
+    assert "outputs match PyTorch's" in text
 
 
 def test_a_changed_weight_is_noticed(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The bound on the stack: from the compiler's report, from the code itself, and beside what runs use."""
+"""The bound on the stack: from the compiler's report, from the code, and beside what runs use."""
 
 from __future__ import annotations
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mplan import templates
-from mplan.codegen.bundle import GOLDEN, Manifest, Port, load_manifest
+from mplan.codegen.bundle import GOLDEN, PLAN, Manifest, Port, load_manifest
 from mplan.diagnostics import CheckError, UserError, Where
+from mplan.ir.plan import Step
 from mplan.ir.types import DType
-from mplan.runtime.emulator import EmulatorName, RunResult, run_firmware
+from mplan.runtime.emulator import Accessed, EmulatorName, Interval, RunResult, run_firmware
 from mplan.runtime.firmware import Firmware, build_firmware
+from mplan.runtime.stack import StackBound, stack_bound
 from mplan.runtime.toolchain import SUPPORT
 from mplan.targets.load import load_target
 
@@ -22,23 +24,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class StepCost:
+    """What a step of the plan costs: ``name`` and ``kind`` are its op's, ``where`` its source line."""
+
+    position: int
+    name: str
+    kind: str
+    where: str
+    instructions: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRun:
     """One run of a network in an emulator, over one or more samples.
 
     ``outputs[s][i]`` is output i of sample s. ``outputs_match`` compares with the golden outputs
     (None where the caller gave inputs of its own): |difference| ≤ 1e-4 · (1 + |expected|).
-    ``instructions`` is the largest count of one inference.
-    ``arena_touched_bytes`` is the arena's high-water mark, None where the emulator cannot trace.
+    ``instructions`` is the largest count of one inference, ``steps`` are those of that inference by
+    step of the plan (what is left is the code around the steps), ``functions`` those of the whole run
+    by function, callees left out. ``memories`` says what was written and read of each.
+    ``arena_touched_bytes`` is the arena's high-water mark. ``stack_bytes`` was used,
+    ``stack_bound_bytes`` is the most that could be along ``stack_chain``, None if nothing bounds it.
     """
 
     outputs: tuple[tuple[np.ndarray, ...], ...]
     outputs_match: bool | None
     max_abs_err: float | None
     instructions: int
+    steps: tuple[StepCost, ...]
+    functions: Mapping[str, int]
     sram_touched_bytes: int | None
+    memories: Mapping[str, Accessed]
     arena_bytes: int
     arena_touched_bytes: int | None
     stack_bytes: int
+    stack_bound_bytes: int | None
+    stack_chain: tuple[str, ...]
     flash_bytes: int
     ram_static_bytes: int
     emulator: str
@@ -46,7 +67,13 @@ class DeviceRun:
     def to_json(self) -> dict[str, Any]:
         """Everything but the outputs."""
         names = [n for n in self.__dataclass_fields__ if n != "outputs"]
-        return {"samples": len(self.outputs), **{n: getattr(self, n) for n in names}}
+        plain = {
+            "steps": [asdict(step) for step in self.steps],
+            "functions": dict(self.functions),
+            "memories": {name: asdict(accessed) for name, accessed in self.memories.items()},
+            "stack_chain": list(self.stack_chain),
+        }
+        return {"samples": len(self.outputs), **{n: plain.get(n, getattr(self, n)) for n in names}}
 
 
 def run_bundle(
@@ -73,11 +100,12 @@ def run_bundle(
         tools = toolchain or ("zig" if emulator == "unicorn" else "gcc")
         firmware = _build(folder, manifest, Path(temporary), tools)
         result = run_firmware(firmware, target, emulator=emulator, timeout_s=timeout_s, inputs=data)
+        bound = stack_bound(firmware)
     if result.exit_code:
         raise CheckError("MP547", f"{manifest.name} ended with exit code {result.exit_code}")
     outputs = _outputs(result.output, manifest, len(samples))
     error = _largest_error(outputs[0], golden_out) if inputs is None else None
-    return _device_run(manifest, result, outputs, error)
+    return _device_run(manifest, _problem_steps(folder), result, bound, outputs, error)
 
 
 def _build(folder: Path, manifest: Manifest, work: Path, tools: Literal["zig", "gcc"]) -> Firmware:
@@ -89,22 +117,45 @@ def _build(folder: Path, manifest: Manifest, work: Path, tools: Literal["zig", "
     return build_firmware(sources, [folder], target, work / "image", toolchain=tools)
 
 
+def _problem_steps(folder: Path) -> tuple[Step, ...]:
+    """The steps in the order of the plan in ``folder``."""
+    from mplan.ir.plan_json import load_plan
+
+    file = load_plan(folder / PLAN)[1]
+    return tuple(file.problem.steps[number] for number in file.plan.order)
+
+
+def _step_costs(steps: Sequence[Step], counts: Mapping[int, int]) -> Iterator[StepCost]:
+    """The cost of each step that has code; after the last step come copies between regions."""
+    for position, instructions in sorted(counts.items()):
+        step = steps[position] if position < len(steps) else Step("transfers", (), ())
+        yield StepCost(position, step.name, step.kind, step.where, instructions)
+
+
 def _device_run(
     manifest: Manifest,
+    steps: Sequence[Step],
     result: RunResult,
+    bound: StackBound,
     outputs: tuple[tuple[np.ndarray, ...], ...],
     error: tuple[float, bool] | None,
 ) -> DeviceRun:
+    longest = max(result.between(1, 2), key=lambda i: i.instructions, default=Interval(0, {}))
     arena = result.touched.get(f"{manifest.name}_arena")
     return DeviceRun(
         outputs=outputs,
         outputs_match=error[1] if error else None,
         max_abs_err=error[0] if error else None,
-        instructions=max((i.instructions for i in result.between(1, 2)), default=0),
+        instructions=longest.instructions,
+        steps=tuple(_step_costs(steps, longest.steps)),
+        functions=result.functions,
         sram_touched_bytes=result.sram_touched_bytes,
+        memories=result.accessed,
         arena_bytes=manifest.arena_bytes,
         arena_touched_bytes=arena.high_water_bytes if arena else None,
         stack_bytes=result.stack_bytes,
+        stack_bound_bytes=bound.bytes,
+        stack_chain=bound.chain,
         flash_bytes=result.flash_bytes,
         ram_static_bytes=result.ram_static_bytes,
         emulator=result.emulator,

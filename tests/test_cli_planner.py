@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from itertools import combinations
 from pathlib import Path
@@ -227,3 +228,13 @@ def test_python_plans_problems_without_torch(dag: Path) -> None:
         [sys.executable, "-c", API, str(dag), tight], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_example_of_the_package_runs(dag: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(dag.parent)
+    example = (mplan.__doc__ or "").partition("without torch:")[2].partition("Importing")[0]
+    found: dict[str, object] = {}
+    exec(textwrap.dedent(example.strip("\n")), {"mplan": mplan}, found)
+    assert set(found) == {"problem", "ordered", "placed", "plan"}
+    plan = found["plan"]
+    assert isinstance(plan, mplan.Plan) and plan.peak_bytes("arena") == 92

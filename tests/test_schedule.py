@@ -92,15 +92,16 @@ def test_contraction_keeps_the_optimum_and_expands_to_valid_orders(
     assert instance.peak(expanded) <= small.instance.peak(projected)
 
 
-@given(graphs(), st.integers(0, 40))
+@pytest.mark.parametrize("compiled", [False, True])
+@given(problem=graphs(), budget=st.integers(0, 40))
 @settings(max_examples=100, deadline=None)
-def test_the_decision_is_right_for_every_budget(problem: Problem, budget: int) -> None:
+def test_the_decision_is_right_for_every_budget(compiled: bool, problem: Problem, budget: int) -> None:
     instance = from_problem(problem, "arena")
     if not instance.count:
         return
     orders = _orders(problem)
     peaks = {instance.peak(o) for o in orders}
-    verdict = decide(instance, budget, 10_000, Deadline(10))
+    verdict = decide(instance, budget, 10_000, Deadline(60), compiled)
     if verdict.order is None:
         assert budget < verdict.next_bytes <= min(peaks)
     else:

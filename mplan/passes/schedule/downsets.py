@@ -41,8 +41,18 @@ class Verdict:
     next_bytes: int | None = None
 
 
-def decide(instance: Instance, budget_bytes: int, states: int, deadline: Deadline) -> Verdict:
-    """Search for an order within ``budget_bytes``; each end stops after ``states`` states in vain."""
+def decide(
+    instance: Instance,
+    budget_bytes: int,
+    states: int,
+    deadline: Deadline,
+    compiled: bool = False,
+) -> Verdict:
+    """Search for an order within ``budget_bytes``; each end stops after ``states`` states in vain.
+
+    ``compiled`` searches are faster by far and need Numba.
+    """
+    engine = _engine(compiled)
     names = list(range(instance.count))
     front: list[int] = []
     back: list[int] = []
@@ -50,7 +60,7 @@ def decide(instance: Instance, budget_bytes: int, states: int, deadline: Deadlin
     next_bytes = instance.base + sum(instance.sizes)
     idle = 0
     while idle < 2 and not deadline.expired:
-        search = _Decision(Downsets(instance), budget_bytes, states, deadline)
+        search = engine(Downsets(instance), budget_bytes, states, deadline)
         exhausted = search.run()
         next_bytes = min(next_bytes, search.next_bytes or next_bytes)
         if exhausted:
@@ -65,6 +75,14 @@ def decide(instance: Instance, budget_bytes: int, states: int, deadline: Deadlin
         names = [names[s] for s in reversed(rest)]
         side, other = other, side
     return Verdict()
+
+
+def _engine(compiled: bool) -> type[Decision]:
+    if not compiled:
+        return Decision
+    from mplan.passes.schedule.compiled import CompiledDecision
+
+    return CompiledDecision
 
 
 class Downsets:
@@ -136,8 +154,11 @@ class Downsets:
                 cut.charge(instance.sizes[b], first, last)
 
 
-class _Decision:
-    """One run for one budget; ``came`` holds the states since the last restart and how we got there."""
+class Decision:
+    """One run for one budget, from ``root``; ``done`` are the steps up to there.
+
+    ``came`` holds the states since the last restart and how we got there.
+    """
 
     def __init__(self, space: Downsets, budget: int, states: int, deadline: Deadline) -> None:
         self.space = space
@@ -153,7 +174,7 @@ class _Decision:
 
     def run(self) -> bool:
         """Search until ``done`` is an order, or time or states run out; True if there is no order."""
-        self._restart(())
+        self.restart(())
         while self.heap:
             if self.states <= 0 or (self.states % 64 == 0 and self.deadline.expired):
                 return False
@@ -161,21 +182,28 @@ class _Decision:
             self._expand()
         return self.root != self.space.full
 
-    def _restart(self, path: Sequence[int]) -> None:
+    def restart(self, path: Sequence[int]) -> None:
         """Make the state after ``path`` the root and forget all others."""
         for step in path:
             _, allocates, frees = self.space.move(step, self.root)
             self.level += allocates - frees
             self.root |= 1 << step
         self.done.extend(path)
-        ready = [
-            self.space.move(s, self.root)
-            for s, preds in enumerate(self.space.preds)
-            if not self.root >> s & 1 and preds & ~self.root == 0
-        ]
-        self.came = {self.root: (self.root, ())}
         self.grain = max(1, (self.budget - self.level) // _GRAINS)
+        self.came = {self.root: (self.root, ())}
+        ready = [self.space.move(s, self.root) for s in self.ready()]
         self.heap = [(0, 0, self.root, -1, self.level, ready)] if self.root != self.space.full else []
+
+    def ready(self) -> list[int]:
+        """The steps that may run at the root."""
+        preds = self.space.preds
+        waiting = ~self.root
+        return [s for s, p in enumerate(preds) if waiting >> s & 1 and p & waiting == 0]
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Restart at the valley on ``path``, which leads from the root to its like or to the end."""
+        whole = self.root | _mask(path) == self.space.full
+        self.restart(path if whole else self.space.valley(self.root, path))
 
     def _expand(self) -> None:
         """Take the state of fewest live bytes, slide down its safe moves, then branch or restart."""
@@ -189,7 +217,7 @@ class _Decision:
                 return
             self.came[state] = (top, slide)
         if state == self.space.full or (live <= self.level and state != self.root):
-            self._commit(state)
+            self.commit(self._path(state))
         else:
             self._branch(state, live, depth - len(slide) - 1, moves)
 
@@ -222,15 +250,13 @@ class _Decision:
                     ((needed - frees) // self.grain, depth, child, step, needed - frees, moves),
                 )
 
-    def _commit(self, state: int) -> None:
-        """Restart at the valley on the way from the root to ``state``."""
+    def _path(self, state: int) -> list[int]:
+        """The steps on the way from the root to ``state``."""
         path: list[int] = []
-        full = state == self.space.full
         while state != self.root:
             state, steps = self.came[state]
             path.extend(reversed(steps))
-        path.reverse()
-        self._restart(path if full else self.space.valley(self.root, path))
+        return path[::-1]
 
 
 def _mask(steps: Iterable[int]) -> int:

@@ -2,7 +2,8 @@
 
 A step that is comparable with every other splits each order at the same place; between such steps the
 segments are independent. The worst segment is solved first: the search over downsets runs forward and
-on the reversed graph, at its bound and just below its best, with ever more states.
+on the reversed graph, just below its best and at its bound, with ever more states. Searches of many
+states are compiled.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+from mplan.passes.schedule.compiled import load
 from mplan.passes.schedule.downsets import decide
 from mplan.passes.schedule.greedy import Order
 from mplan.passes.schedule.instance import Instance
@@ -18,16 +20,28 @@ from mplan.passes.solvers.interface import Bound, Deadline, Search
 #: States of the first attempts at a budget, and how they grow when none is decided.
 _FIRST_STATES = 1_000
 _GROWTH = 4
+#: Attempts of more states are compiled; there are none of more than the last.
+_MANY_STATES = 4_000
+_LAST_STATES = 5_000_000
 
 
 def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int) -> None:
-    """Improve ``search`` until it is closed or time is up; the bound becomes ``exhaustive``."""
+    """Improve ``search`` until it is closed or too hard, or time is up; raises an ``exhaustive`` bound.
+
+    The time that it takes to compile the search, once for an installation, is not charged.
+    """
     parts = _parts(instance, search.answer)
+    compiled = False
     while not search.closed and not deadline.expired:
         worst = max(parts, key=lambda part: part.best)
+        if worst.states > _LAST_STATES:
+            return
+        if worst.states > _MANY_STATES and not compiled:
+            later = load(deadline)
+            deadline, compiled = later or deadline, later is not None
         worst.low = max(worst.low, search.bound.bytes)
         if worst.low < worst.best:
-            worst.narrow(instance, deadline)
+            worst.narrow(instance, deadline, compiled and worst.states > _MANY_STATES)
         order = tuple(s for part in parts for s in part.steps)
         search.offer(order, instance.peak(order), "exact")
         search.raise_bound(Bound(worst.low, "exhaustive"))
@@ -70,26 +84,26 @@ class _Segment:
         self.before = before
         self.best = peak
         self.low = 0
-        self._states = _FIRST_STATES
+        self.states = _FIRST_STATES
         self._names = steps
         self._stuck: set[int] = set()
         self._local: Instance | None = None
 
-    def narrow(self, instance: Instance, deadline: Deadline) -> None:
-        """Decide a budget halfway or just below the best; if neither can be, allow more states."""
+    def narrow(self, instance: Instance, deadline: Deadline, compiled: bool) -> None:
+        """Decide a budget just below the best or halfway; if neither can be, allow more states."""
         if self._local is None:
             done = [False] * instance.count
             for s in self.before:
                 done[s] = True
             self._local = instance.restrict(self._names, done)
-        for budget in dict.fromkeys(((self.low + self.best) // 2, self.best - 1)):
+        for budget in dict.fromkeys((self.best - 1, (self.low + self.best) // 2)):
             if budget not in self._stuck and not deadline.expired:
-                return self._decide(self._local, budget, deadline)
-        self._states *= _GROWTH
+                return self._decide(self._local, budget, deadline, compiled)
+        self.states *= _GROWTH
         self._stuck.clear()
 
-    def _decide(self, local: Instance, budget: int, deadline: Deadline) -> None:
-        verdict = decide(local, budget, self._states, deadline)
+    def _decide(self, local: Instance, budget: int, deadline: Deadline, compiled: bool) -> None:
+        verdict = decide(local, budget, self.states, deadline, compiled)
         if verdict.order is not None:
             self.best = local.peak(verdict.order)
             self.steps = [self._names[s] for s in verdict.order]

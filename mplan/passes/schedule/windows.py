@@ -41,18 +41,27 @@ def _lower(course: Course, bound: int, deadline: Deadline) -> bool:
     position = course.profile.index(peak)
     seen = set()
     for width, states in _TRIES:
+        if width > len(course.steps):
+            continue
         low, high = course.around(position, width)
         if (low, high, states) in seen:
             continue
         seen.add((low, high, states))
-        local = course.window(low, high)
-        # A budget between bound and peak gains more than the next lower one, if it can be met.
-        for budget in dict.fromkeys(((bound + 3 * peak) // 4, peak - 1)):
-            verdict = decide(local, budget, states, deadline)
-            if verdict.order is not None:
-                course.replace(low, [course.steps[low + s] for s in verdict.order])
-                return True
+        if _solve(course, low, course.window(low, high), peak - 1, states, deadline):
+            # A quarter of the way to the bound gains more than the next lower budget, if it can be met.
+            _solve(course, low, course.window(low, high), (bound + 3 * peak) // 4, states, deadline)
+            return True
     return False
+
+
+def _solve(
+    course: Course, low: int, local: Instance, budget: int, states: int, deadline: Deadline
+) -> bool:
+    """Bring ``local``, the window from ``low`` on, under ``budget`` if an order is found that does."""
+    order = decide(local, budget, states, deadline).order
+    if order is not None:
+        course.replace(low, [course.steps[low + s] for s in order])
+    return order is not None
 
 
 class Course:

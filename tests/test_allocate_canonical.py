@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -318,7 +320,7 @@ def test_without_numba_cp_sat_does_the_work(monkeypatch: pytest.MonkeyPatch) -> 
 def python(code: str, cache: Path) -> None:
     """Run ``code`` with the search at hand in a process of its own and Numba's cache in ``cache``."""
     names = (
-        "import sys, time; from mplan.passes.allocate import allocate, canonical, compiled; "
+        "import sys, time; from mplan.passes.allocate import allocate, canonical; "
         "from mplan.passes.solvers.interface import Deadline; "
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
@@ -329,12 +331,13 @@ def test_little_time_is_not_spent_on_loading_or_compiling(tmp_path: Path) -> Non
     python(
         "assert not canonical.available(Deadline(0.5)); assert 'numba' not in sys.modules; "
         "assert not canonical.available(Deadline(5)); assert canonical.available(Deadline(60)); "
-        "compiled.prepare(); assert canonical.available(Deadline(0.5))",
+        "from mplan.passes.allocate.prepare import prepare; prepare(); "
+        "assert canonical.available(Deadline(0.5))",
         tmp_path,
     )
     python(
         "assert not canonical.available(Deadline(0.5)); assert canonical.available(Deadline(5)); "
-        "compiled.prepare(); "
+        "from mplan.passes.allocate.prepare import prepare; prepare(); "
         "from mplan.passes.allocate.canonical_kernel import search; "
         "assert not search.stats.cache_misses",
         tmp_path,
@@ -351,3 +354,25 @@ def test_a_short_limit_is_kept_without_compiled_code(tmp_path: Path) -> None:
         "assert time.monotonic() - started < 2.2 + 0.5",
         tmp_path,
     )
+
+
+# ---- more time, and Ctrl-C ----
+
+
+@pytest.mark.parametrize("name", ["A", "C", "J"])
+def test_more_time_never_gives_a_worse_height(name: str) -> None:
+    problem = csv(name)
+    heights = [allocate(problem, (), limit_s=limit).height_bytes for limit in (0.0, 0.3, 1.5, 5.0)]
+    assert heights == sorted(heights, reverse=True) and heights[-1] < heights[0]
+
+
+def test_ctrl_c_returns_the_best_so_far() -> None:
+    problem = csv("J")
+    allocate(problem, (), limit_s=2)
+    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    result = allocate(problem, (), limit_s=60)
+    assert 1.9 < time.monotonic() - started < 10
+    assert result.certificate.solver == "canonical" and result.certificate.status == "feasible"
+    assert_checks(problem, result)

@@ -10,10 +10,11 @@ from itertools import pairwise
 import pytest
 
 from mplan.ir.plan import Buffer, Extent, Problem, Region
-from mplan.passes.allocate import allocate, compiled, skyline
+from mplan.passes.allocate import allocate, skyline
 from mplan.passes.allocate.columns import PRIORITIES, columns_of
 from mplan.passes.allocate.greedy import order_by, pack
 from mplan.passes.allocate.instance import Instance, from_problem
+from mplan.passes.allocate.prepare import prepare
 from mplan.passes.solvers.interface import Deadline
 
 BUDGET_S = 60.0
@@ -21,7 +22,7 @@ BUDGET_S = 60.0
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled() -> None:
-    compiled.prepare()
+    prepare()
 
 
 def network(layers: int, seed: int) -> Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from mplan.ir.check import check
 from mplan.ir.csv_format import parse_csv, print_csv
 from mplan.ir.dag_format import parse_dag
 from mplan.ir.plan import Buffer, Extent, Plan, Problem, Region
-from mplan.passes.allocate import Allocated, allocate, chains
+from mplan.passes.allocate import Allocated, OverBudget, allocate, chains
 from mplan.passes.planner import solve
 from tests.problems import least_rigid_height, rigid
 
@@ -156,3 +157,51 @@ def test_adjacent_tensors_of_a_dag_are_planned() -> None:
     plan = solve(parse_dag(text))
     offset = {p.buffer: p.offset for p in plan.placements}
     assert offset[0] == offset[1] + 6 and plan.status == "optimal"
+
+
+# ---- more constraints, more time ----
+
+
+def constrained(problem: Problem, rng: random.Random) -> list[Problem]:
+    """The problem with one constraint more, of each kind."""
+    buffers = problem.buffers
+    at = rng.randrange(len(buffers))
+    b = buffers[at]
+    extra = replace(rng.choice(buffers), name="extra", offset=None)
+
+    def instead(**changes: object) -> Problem:
+        return replace(problem, buffers=(*buffers[:at], replace(b, **changes), *buffers[at + 1 :]))
+
+    found = [
+        instead(gaps=()),
+        instead(size_bytes=b.size_bytes + 1),
+        instead(alignment=b.alignment * 2),
+        replace(problem, buffers=(*buffers, extra)),
+    ]
+    if b.offset is None:
+        found.append(instead(offset=b.alignment * 2 * rng.randrange(4)))
+    free = [i for i in range(len(buffers)) if not any(i in group for group in problem.adjacent)]
+    if len(free) > 1:
+        pair = tuple(rng.sample(free, 2))
+        found.append(replace(problem, adjacent=(*problem.adjacent, pair)))
+    return found
+
+
+@given(rigid(max_buffers=4).filter(lambda p: p.buffers), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_another_constraint_never_lowers_the_optimum(problem: Problem, seed: int) -> None:
+    try:
+        least = checked(problem, solver="exact", limit_s=30).height_bytes
+    except UserError:
+        return
+    for harder in constrained(problem, random.Random(seed)):
+        try:
+            result = checked(harder, solver="exact", limit_s=30)
+        except UserError as error:
+            assert error.code == "MP223"
+            continue
+        assert result.certificate.status == "optimal" and result.height_bytes >= least
+    with pytest.raises(OverBudget) as caught:
+        allocate(problem, (), capacity_bytes=least - 1, limit_s=30)
+    assert caught.value.proven
+    assert allocate(problem, (), capacity_bytes=least, limit_s=30).height_bytes == least

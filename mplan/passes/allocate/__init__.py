@@ -19,6 +19,7 @@ from mplan.passes.solvers.interface import (
     guard_total,
     run_solver,
 )
+from mplan.passes.solvers.interrupt import graceful
 
 #: How many of the buffers that hold the peak an error names.
 _NAMED = 5
@@ -94,7 +95,8 @@ def allocate(
     start = pack(instance, _first_order(problem, instance), best_fit=False)
     floor = _floor(instance, live, position)
     search = Search(start, instance.height(start), "first-fit", floor, goal=capacity)
-    run_solver(row, instance, search, deadline, seed)
+    with graceful():
+        run_solver(row, instance, search, deadline, seed)
     if capacity is not None and search.value > capacity:
         code = "MP221" if search.bound.bytes > capacity else "MP222"
         needs = search.bound.bytes if code == "MP221" else search.value

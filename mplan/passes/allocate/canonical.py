@@ -32,12 +32,12 @@ import random
 from collections.abc import Callable
 from functools import partial
 
-from mplan.passes.allocate import compiled
 from mplan.passes.allocate.board import Board, Verdict
 from mplan.passes.allocate.greedy import Offsets
 from mplan.passes.allocate.grid import Grid, grid_of
 from mplan.passes.allocate.instance import Instance
 from mplan.passes.allocate.reduction import reduce
+from mplan.passes.solvers import compiled
 from mplan.passes.solvers.interface import Bound, Deadline, Search
 
 #: Rule of the kernel and order of preference of each attempt, in turn.

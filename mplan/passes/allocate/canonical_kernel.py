@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from numba import njit
 
-from mplan.passes.allocate.compiled import entry
+from mplan.passes.solvers.compiled import entry
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

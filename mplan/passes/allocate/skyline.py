@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mplan.passes.allocate import compiled
 from mplan.passes.allocate.columns import PRIORITIES, Columns, columns_of
 from mplan.passes.allocate.greedy import Offsets
 from mplan.passes.allocate.instance import Instance
+from mplan.passes.solvers import compiled
 from mplan.passes.solvers.interface import Deadline, Search
 
 if TYPE_CHECKING:

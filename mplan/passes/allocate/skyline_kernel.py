@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mplan.passes.allocate.compiled import entry
+from mplan.passes.solvers.compiled import entry
 
 BLOCK = 64
 

@@ -7,7 +7,6 @@ which therefore goes without if too little of it is left.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -45,22 +44,6 @@ def ready(name: str, deadline: Deadline) -> bool:
     if compiled.signatures:
         return True
     return deadline.remaining() >= (_LOAD_S if _on_disk(compiled) else _COMPILE_S)
-
-
-def prepare() -> None:
-    """Load the compiled functions, or compile them, so that no plan has to wait for it."""
-    from mplan.passes.allocate import skyline
-    from mplan.passes.allocate.board import Board
-    from mplan.passes.allocate.columns import columns_of
-    from mplan.passes.allocate.grid import grid_of
-    from mplan.passes.allocate.instance import Box, Instance
-    from mplan.passes.allocate.reduction import Part
-
-    instance = Instance((Box(0, 0, 1, 1),))
-    columns = columns_of(instance)
-    skyline.place_many(columns, columns.rank(("size",)))
-    board = Board(grid_of(instance), (0,), Part((0,), 0))
-    board.search("FEWEST", board.order("size", None), 1, Deadline(math.inf))
 
 
 @cache

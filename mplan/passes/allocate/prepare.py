@@ -1,0 +1,22 @@
+"""Compile what the search for addresses runs, ahead of its first use."""
+
+from __future__ import annotations
+
+import math
+
+from mplan.passes.allocate import skyline
+from mplan.passes.allocate.board import Board
+from mplan.passes.allocate.columns import columns_of
+from mplan.passes.allocate.grid import grid_of
+from mplan.passes.allocate.instance import Box, Instance
+from mplan.passes.allocate.reduction import Part
+from mplan.passes.solvers.interface import Deadline
+
+
+def prepare() -> None:
+    """Load the compiled functions, or compile them, so that no plan has to wait for it."""
+    instance = Instance((Box(0, 0, 1, 1),))
+    columns = columns_of(instance)
+    skyline.place_many(columns, columns.rank(("size",)))
+    board = Board(grid_of(instance), (0,), Part((0,), 0))
+    board.search("FEWEST", board.order("size", None), 1, Deadline(math.inf))

@@ -93,16 +93,17 @@ def exp_of_negative(x: Tensor) -> Tensor:
     rest = (x & (quarter - 1)) - quarter
     result = _exp_of_rest(rest << 5)
     steps = rest - x
-    for bit, factor in enumerate(_EXP_FACTORS):
+    for bit, factor in enumerate(EXP_FACTORS):
         taken = (steps & (quarter << bit)) != 0
         result = torch.where(taken, high_mul(result, factor), result)
     return torch.where(x == 0, torch.full_like(result, _INT32_MAX), result)
 
 
 #: exp(-2**k) for k = -2 … 4 in Q0.31.
-_EXP_FACTORS = tuple(math.floor(math.exp(-(2.0**k)) * 2**31 + 0.5) for k in range(-2, 5))
-_EXP_OF_MINUS_EIGHTH = math.floor(math.exp(-0.125) * 2**31 + 0.5)
-_THIRD = math.floor(2**31 / 3 + 0.5)
+EXP_FACTORS = tuple(math.floor(math.exp(-(2.0**k)) * 2**31 + 0.5) for k in range(-2, 5))
+#: exp(-1/8) and 1/3 in Q0.31.
+EXP_OF_MINUS_EIGHTH = math.floor(math.exp(-0.125) * 2**31 + 0.5)
+THIRD = math.floor(2**31 / 3 + 0.5)
 
 
 def _exp_of_rest(a: Tensor) -> Tensor:
@@ -110,21 +111,21 @@ def _exp_of_rest(a: Tensor) -> Tensor:
     x = a + (1 << 28)
     x2 = high_mul(x, x)
     x3, x4 = high_mul(x2, x), high_mul(x2, x2)
-    higher = high_mul(rounding_shift(x4, 2) + x3, _THIRD) + x2
+    higher = high_mul(rounding_shift(x4, 2) + x3, THIRD) + x2
     factor = x + rounding_shift(higher, 1)
-    return _EXP_OF_MINUS_EIGHTH + high_mul(factor, _EXP_OF_MINUS_EIGHTH)
+    return EXP_OF_MINUS_EIGHTH + high_mul(factor, EXP_OF_MINUS_EIGHTH)
 
 
 def reciprocal_of_one_plus(x: Tensor) -> Tensor:
     """``1 / (1 + x)`` for ``x`` in [0, 1), both in Q0.31: three Newton steps (as in gemmlowp)."""
     half = (x + _INT32_MAX + 1) >> 1
-    estimate = _48_OVER_17 + high_mul(half, _MINUS_32_OVER_17)
+    estimate = RECIPROCAL_START + high_mul(half, RECIPROCAL_SLOPE)
     for _ in range(3):
         error = (1 << 29) - high_mul(half, estimate)
         estimate = estimate + saturating_shift(high_mul(estimate, error), 2)
     return saturating_shift(estimate, 1)
 
 
-#: The linear estimate of 1 / d for d in [1/2, 1), in Q2.29.
-_48_OVER_17 = math.floor(48 / 17 * 2**29 + 0.5)
-_MINUS_32_OVER_17 = -math.floor(32 / 17 * 2**29 + 0.5)
+#: The linear estimate ``48/17 - 32/17 * d`` of 1 / d for d in [1/2, 1), in Q2.29.
+RECIPROCAL_START = math.floor(48 / 17 * 2**29 + 0.5)
+RECIPROCAL_SLOPE = -math.floor(32 / 17 * 2**29 + 0.5)

@@ -160,7 +160,7 @@ class Reader:
         Views name the value whose bytes they show.
         """
         given = tuple((name, arg) for name, arg in args.items() if arg is not None)
-        loc = Loc(self.file, module=target.name)
+        loc = Loc(module=target.name)
         bare = Op(kind, given, (), loc)
         (type_,) = infer(bare, self.types)
         assert isinstance(type_, TensorType)

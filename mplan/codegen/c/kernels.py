@@ -11,6 +11,7 @@ from mplan.codegen.c import (  # noqa: F401
     move,
     normalize,
     pool,
+    quantized,
     reduce,
 )
 from mplan.codegen.c.table import TABLE

@@ -1,0 +1,312 @@
+"""Kernels of the quantised ops: plain C, integers only, the bytes of the reference.
+
+All layers of a kind share one function, whose sizes and integers come in a constant struct.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mplan.codegen.c.render import function
+from mplan.codegen.c.structs import invoke_with
+from mplan.codegen.c.table import Site, kernel
+from mplan.codegen.c.tensors import Code, Function, Tensor, each, invoke, rows
+from mplan.codegen.c.text import literal
+from mplan.ir import fixed_point
+from mplan.ir.quantized_reference import nearest_indices
+from mplan.ir.types import DType
+
+
+def _rescale() -> Function:
+    return function("rescale", needs=(function("rounding_shift"),))
+
+
+def _store() -> Function:
+    return function("store_q8")
+
+
+def _window_t() -> Function:
+    return function("q8_window_t")
+
+
+def _pointwise_t() -> Function:
+    return function("q8_pointwise_t")
+
+
+@kernel("mplan.qconv2d", "mplan.qdepthwise_conv2d")
+def convolution(site: Site) -> Code:
+    """A convolution, image by image."""
+    x, w, y = site.tensor("input"), site.tensor("weight"), site.result
+    depthwise = site.op.kind == "mplan.qdepthwise_conv2d"
+    depth = 1 if depthwise else w.shape[3]
+    stride, padding, dilation = (site.integers(n) for n in ("stride", "padding", "dilation"))
+    fields = {
+        **_window(x, y, w.shape[1:3], stride, padding, dilation),
+        "depth": depth,
+        "share": y.shape[3] * depth // x.shape[3],
+        **_output(site),
+    }
+    made = function(site.op.kind.removeprefix("mplan."), needs=(_window_t(), _rescale(), _store()))
+    return _images(site, made, fields, w)
+
+
+def _images(site: Site, made: Function, fields: dict[str, int], *between: Tensor) -> Code:
+    """``made`` for each image of the batch; bias and factors follow ``between`` where there are any."""
+    x, y = site.tensor("input"), site.result
+    constants = [site.maybe(name) for name in ("bias", "multiplier", "shift")] if between else []
+    _require_dense(site, x, y, *between, *(c for c in constants if c))
+
+    def body(target: Tensor, image: Tensor) -> Code:
+        return invoke_with(made, _window_t(), fields, image, *between, *constants, target)
+
+    return each([y, x], 3, body)
+
+
+def _require_dense(site: Site, *tensors: Tensor) -> None:
+    for tensor in tensors:
+        site.require(tensor.is_contiguous, "of a strided tensor")
+
+
+def _window(
+    x: Tensor,
+    y: Tensor,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...] = (1, 1),
+) -> dict[str, int]:
+    return {
+        **_sizes(x, y),
+        **dict(zip(("kernel_h", "kernel_w"), kernel_size, strict=True)),
+        **dict(zip(("stride_h", "stride_w"), stride, strict=True)),
+        **{"pad_h": padding[0], "pad_w": padding[2]},
+        **dict(zip(("dilation_h", "dilation_w"), dilation, strict=True)),
+    }
+
+
+def _sizes(x: Tensor, y: Tensor) -> dict[str, int]:
+    names = ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c")
+    return dict(zip(names, (*x.shape[1:], *y.shape[1:]), strict=True))
+
+
+def _output(site: Site) -> dict[str, int]:
+    """Zero points, the range before the output's is added, and how factors are spread."""
+    factors = site.tensor("multiplier").numel
+    return {
+        "factor_step": int(factors > 1),
+        "x_zero": site.integer("input_zero_point"),
+        **_range(site, site.integer("output_zero_point")),
+    }
+
+
+def _range(site: Site, zero: int) -> dict[str, int]:
+    low, high = site.integer("clamp_min"), site.integer("clamp_max")
+    return {"y_zero": zero, "low": low - zero, "high": high - zero}
+
+
+@kernel("mplan.qlinear")
+def linear(site: Site) -> Code:
+    """A fully connected layer over rows."""
+    x, w, y = site.tensor("input"), site.tensor("weight"), site.result
+    constants = [site.maybe(name) for name in ("bias", "multiplier", "shift")]
+    _require_dense(site, x, y, w)
+    once = site.arg("rounding") == "single"
+    scale = function("rescale_once") if once else _rescale()
+    name = "qlinear_once" if once else "qlinear"
+    made = function(name, "qlinear", (_window_t(), scale, _store()), rescale=scale.name)
+    rows_, depth = x.numel // x.shape[-1], x.shape[-1]
+    fields = {"in_h": rows_, "out_c": w.shape[0], "depth": depth, **_output(site)}
+    return invoke_with(made, _window_t(), fields, x, w, *constants, y)
+
+
+@kernel("mplan.qmatmul")
+def matmul(site: Site) -> Code:
+    """A product of matrices, for each of the batch."""
+    a, b, y = site.tensor("input"), site.tensor("other"), site.result
+    a, b = (t.expand((*y.shape[:-2], *t.shape[-2:])) for t in (a, b))
+    struct = function("q8_matmul_t")
+    made = function("qmatmul", needs=(struct, _rescale(), _store()))
+
+    def body(target: Tensor, left: Tensor, right: Tensor) -> Code:
+        fields = {
+            "rows": target.shape[0],
+            "columns": target.shape[1],
+            "depth": left.shape[1],
+            **dict(zip(("a_row", "a_column"), left.strides, strict=True)),
+            **dict(zip(("b_row", "b_column"), right.strides, strict=True)),
+            **dict(zip(("y_row", "y_column"), target.strides, strict=True)),
+            **_integers(site, a_zero="input_zero_point", b_zero="other_zero_point"),
+        }
+        return invoke_with(made, struct, fields, left, right, target)
+
+    return each([y, a, b], 2, body)
+
+
+def _integers(site: Site, **fields: str) -> dict[str, int]:
+    """Integer arguments as fields of a struct, with those of the result."""
+    return {
+        **{field: site.integer(name) for field, name in fields.items()},
+        "multiplier": site.integer("multiplier"),
+        "shift": site.integer("shift"),
+        **_range(site, site.integer("output_zero_point")),
+    }
+
+
+@kernel("mplan.qadd", "mplan.qsub")
+def summed(site: Site) -> Code:
+    """A sum or a difference."""
+    name = site.op.kind.removeprefix("mplan.")
+    operator = "+" if name == "qadd" else "-"
+    made = function(name, "qsum", (_pointwise_t(), _rescale(), _store()), operator=operator)
+    operands = {"a": "input", "b": "other"}
+    parts = ("zero_point", "multiplier", "shift")
+    given = {f"{k}_{p.split('_')[0]}": f"{n}_{p}" for k, n in operands.items() for p in parts}
+    return _binary(site, made, _integers(site, **given))
+
+
+@kernel("mplan.qmul")
+def multiplied(site: Site) -> Code:
+    """A product, element by element."""
+    made = function("qmul", needs=(_pointwise_t(), _rescale(), _store()))
+    return _binary(site, made, _integers(site, a_zero="input_zero_point", b_zero="other_zero_point"))
+
+
+def _binary(site: Site, made: Function, fields: dict[str, int]) -> Code:
+    y = site.result
+    a, b = (site.tensor(name).expand(y.shape) for name in ("input", "other"))
+
+    def body(target: Tensor, left: Tensor, right: Tensor) -> Code:
+        pairs = [part for t in (left, right, target) for part in (t, t.strides[0])]
+        return invoke_with(made, _pointwise_t(), fields, *pairs, target.shape[0])
+
+    return rows([y, a, b], body)
+
+
+def _unary(site: Site, made: Function, *args: object) -> Code:
+    """``made(x, x_step, y, y_step, n, args…)`` row by row."""
+
+    def body(target: Tensor, source: Tensor) -> Code:
+        steps = (source, source.strides[0], target, target.strides[0], target.shape[0])
+        return invoke(made, *steps, *args)
+
+    return rows([site.result, site.tensor("input")], body)
+
+
+@kernel("mplan.requantize")
+def requantize(site: Site) -> Code:
+    """Another scale and zero point."""
+    made = function("requantize", needs=(_pointwise_t(), _rescale(), _store()))
+    fields = _integers(site, a_zero="input_zero_point")
+
+    def body(target: Tensor, source: Tensor) -> Code:
+        steps = (source, source.strides[0], target, target.strides[0], target.shape[0])
+        return invoke_with(made, _pointwise_t(), fields, *steps)
+
+    return rows([site.result, site.tensor("input")], body)
+
+
+@kernel("mplan.qtable")
+def table(site: Site) -> Code:
+    """A function by its table."""
+    return _unary(site, function("qtable"), site.tensor("table"))
+
+
+@kernel("mplan.quantize", "mplan.dequantize")
+def converted(site: Site) -> Code:
+    """Between float32 and int8."""
+    name = site.op.kind.removeprefix("mplan.")
+    made = function(name, needs=(_store(),) if name == "quantize" else ())
+    scale = literal(float(site.number("scale")), DType.F32)
+    return _unary(site, made, scale, site.integer("zero_point"))
+
+
+@kernel("mplan.qavg_pool2d", "mplan.qmax_pool2d")
+def pool(site: Site) -> Code:
+    """A pool, image by image."""
+    largest = site.op.kind == "mplan.qmax_pool2d"
+    name = site.op.kind.removeprefix("mplan.")
+    made = function(name, "qpool2d", (_window_t(), _store()), largest=largest)
+    lists = (site.integers(n) for n in ("kernel_size", "stride", "padding"))
+    fields = {**_window(site.tensor("input"), site.result, *lists), **_range(site, 0)}
+    return _images(site, made, fields)
+
+
+@kernel("mplan.qmean")
+def mean(site: Site) -> Code:
+    """A mean over up to three dimensions, element by element of the result."""
+    x, y = site.tensor("input"), site.result
+    reduced = site.dims("dim", x.rank)
+    site.require(len(reduced) <= 3, f"over {len(reduced)} dimensions")
+    kept = [d for d in range(x.rank) if d not in reduced]
+    if y.rank == x.rank:
+        y = y.permute(kept)
+    source = x.permute([*kept, *reduced])
+    target = Tensor(y.array, y.dtype, source.shape, (*y.strides, *(0 for _ in reduced)), y.offset_bytes)
+    struct = function("q8_mean_t")
+    made = function("qmean", needs=(struct, _rescale(), _store()))
+
+    def body(element: Tensor, part: Tensor) -> Code:
+        pad = 3 - part.rank
+        sizes, strides = (1,) * pad + part.shape, (0,) * pad + part.strides
+        fields = {
+            **dict(zip(("n0", "n1", "n2"), sizes, strict=True)),
+            **dict(zip(("s0", "s1", "s2"), strides, strict=True)),
+            "x_zero": site.integer("input_zero_point"),
+            "multiplier": site.integer("multiplier"),
+            "shift": site.integer("shift"),
+            "y_zero": site.integer("output_zero_point"),
+        }
+        return invoke_with(made, struct, fields, part, element)
+
+    return each([target, source], len(reduced), body)
+
+
+@kernel("mplan.qsoftmax")
+def softmax(site: Site) -> Code:
+    """A softmax over the last dimension."""
+    made = function("qsoftmax", needs=(_rescale(), _store(), *_exponential()))
+    factors = (site.integer(name) for name in ("multiplier", "shift", "diff_min"))
+
+    def body(target: Tensor, source: Tensor, *, integers: tuple[int, ...]) -> Code:
+        steps = (source, source.strides[0], target, target.strides[0], target.shape[0])
+        return invoke(made, *steps, *integers)
+
+    return each([site.result, site.tensor("input")], 1, partial(body, integers=tuple(factors)))
+
+
+def _exponential() -> tuple[Function, ...]:
+    """Exponentials and reciprocals in fixed point."""
+    multiply, saturate = function("high_mul"), function("saturating_shift")
+    exponential = function(
+        "exp_of_negative",
+        needs=(multiply, function("rounding_shift")),
+        factors=fixed_point.EXP_FACTORS,
+        eighth=fixed_point.EXP_OF_MINUS_EIGHTH,
+        third=fixed_point.THIRD,
+    )
+    reciprocal = function(
+        "reciprocal_of_one_plus",
+        needs=(multiply, saturate),
+        start=fixed_point.RECIPROCAL_START,
+        slope=fixed_point.RECIPROCAL_SLOPE,
+    )
+    return exponential, reciprocal
+
+
+@kernel("mplan.resize_nearest2d")
+def resize(site: Site) -> Code:
+    """Pixels from the nearest ones, by their indices."""
+    x, y = site.tensor("input"), site.result
+    _require_dense(site, x, y)
+    mode = bool(site.arg("align_corners")), bool(site.arg("half_pixel_centers"))
+    lines = []
+    for name, d in (("from_rows", 1), ("from_columns", 2)):
+        picked = ", ".join(map(str, nearest_indices(x.shape[d], y.shape[d], *mode)))
+        lines.append(f"static const int16_t {name}[{y.shape[d]}] = {{{picked}}};")
+    made = function("resize_nearest2d", needs=(_window_t(),))
+
+    def body(target: Tensor, image: Tensor) -> Code:
+        indices = ("from_rows", "from_columns")
+        return invoke_with(made, _window_t(), _sizes(x, y), image, *indices, target)
+
+    return (Code(tuple(lines)) + each([y, x], 3, body)).block()

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from tflite_models import Builder, interpreted, read, reference
 
 from mplan import compiler
-from mplan.capture import capture_loaded, load_model
-from mplan.capture.tflite import read_tflite
+from mplan.capture import Captured, capture_loaded, load_model
+from mplan.capture.tflite import read_tflite, with_integer_io
 from mplan.capture.tflite.model import parse_model
 from mplan.diagnostics import MplanError, UnsupportedError, UserError
 from mplan.ir.interp import run, run_in_arena
 from mplan.ir.ops import graph_macs
 from mplan.ir.parser import parse
+from mplan.ir.verify import verify
 
 MODELS = Path(__file__).parent / "data" / "mcunet"
 IN3, VWW1 = MODELS / "mcunet-in3.tflite", MODELS / "mcunet-vww1.tflite"
@@ -41,6 +42,49 @@ def test_the_text_form_keeps_the_graph():
 
 def test_a_path_is_a_model():
     assert capture_loaded(load_model(str(VWW1))).graph.name == "mcunet_vww1"
+
+
+def test_conversions_at_the_boundary_can_be_left_to_the_caller():
+    whole = read_tflite(VWW1)
+    (captured, args, kwargs) = load_model(f"{VWW1}:int8")
+    assert isinstance(captured, Captured) and not args and not kwargs
+    verify(captured.graph)
+    kinds = {op.kind for op in captured.graph.ops}
+    assert not kinds & {"mplan.quantize", "mplan.dequantize"}
+    (image,) = captured.example_inputs
+    assert image.dtype == torch.int8
+    inside = interpreted(whole, [x.numpy() for x in whole.example_inputs])
+    np.testing.assert_array_equal(image.numpy(), inside["input.9_te_transform"])
+    names = [i.value.name for i in captured.graph.inputs if i.role == "input"]
+    (got,) = run(captured.graph, {**captured.constants, names[0]: image})
+    np.testing.assert_array_equal(got.numpy(), inside["Xq.1"])
+
+
+def test_conversions_that_others_need_stay():
+    b = Builder()
+    x = b.input((1, 4), "float32", name="x")
+    y, z = b.tensor((1, 4), scale=0.1, name="y"), b.tensor((1, 4), scale=0.2, name="z")
+    back = b.tensor((1, 4), "float32", name="back")
+    again = b.tensor((1, 4), scale=0.2, name="again")
+    b.op("QUANTIZE", [x], [y], "QuantizeOptions")
+    b.op("QUANTIZE", [x], [z], "QuantizeOptions")
+    b.op("DEQUANTIZE", [y], [back], "DequantizeOptions", 2)
+    b.op("QUANTIZE", [back], [again], "QuantizeOptions")
+    captured = read(b.finish(back, z, again))
+    changed = with_integer_io(captured)
+    verify(changed.graph)
+    assert [i.value.name for i in changed.graph.inputs] == ["x"]
+    assert [op.result.name for op in changed.graph.ops] == ["y", "z", "back", "again"]
+    assert changed.graph.output_names == ("y", "z", "again")
+    same = read(small().finish(1))
+    assert with_integer_io(same) is same
+
+
+@pytest.mark.parametrize("rounding", ["single", "double"])
+def test_the_rounding_of_linear_layers_is_a_choice(rounding: str):
+    captured = read_tflite(VWW1, linear_rounding=rounding)
+    (linear,) = (op for op in captured.graph.ops if op.kind == "mplan.qlinear")
+    assert linear.arg("rounding") == rounding
 
 
 def small() -> Builder:

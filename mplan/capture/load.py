@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mplan.capture.captured import Captured
 from mplan.capture.source import where_of_exception
-from mplan.capture.tflite import read_tflite
+from mplan.capture.tflite import read_tflite, with_integer_io
 from mplan.diagnostics import UserError, Where
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def load_model(
     A Python file defines ``get_model()`` or ``model`` and ``get_inputs()`` or ``example_inputs``:
     a tensor, a tuple of arguments, a dict of keyword arguments, or a pair of both. ``file.py:name``
     takes the model from ``name``, which may also yield ``(model, inputs)``. A ``.pt2`` file holds an
-    exported program, a ``.tflite`` file a graph that is captured already. UserError MP306: no such
-    file; MP307: the file raises; MP308: it lacks a name; MP309 is raised by captures; MP310: something
-    has the wrong type.
+    exported program, a ``.tflite`` file a graph that is captured already; ``file.tflite:int8`` leaves
+    conversions from and to floats to the caller. UserError MP306: no such file; MP307: the file raises;
+    MP308: it lacks a name; MP309 is raised by captures; MP310: something has the wrong type.
     """
     path, name = _split(spec)
     if path.is_dir():
@@ -46,7 +46,8 @@ def load_model(
     if path.suffix == ".pt2":
         return _load_exported(path)
     if path.suffix == ".tflite":
-        return read_tflite(path), (), {}
+        captured = read_tflite(path)
+        return with_integer_io(captured) if name else captured, (), {}
     if path.suffix != ".py":
         message = f"{path} is neither a .py, a .pt2 nor a .tflite file"
         raise UserError("MP310", message, Where(str(path)))
@@ -64,6 +65,8 @@ def load_model(
 def _split(spec: str) -> tuple[Path, str]:
     file, colon, name = spec.rpartition(":")
     if colon and name.isidentifier() and file.endswith(".py"):
+        return Path(file), name
+    if name == "int8" and file.endswith(".tflite"):
         return Path(file), name
     return Path(spec), ""
 

@@ -27,9 +27,10 @@ class Unreadable(Exception):
         self.message = message
 
 
-def read_tflite(path: str | Path) -> Captured:
+def read_tflite(path: str | Path, *, linear_rounding: str = "single") -> Captured:
     """The graph of an int8 .tflite model.
 
+    Fully connected layers round as LiteRT (``single``) or as CMSIS-NN and TFLite Micro (``double``).
     Images are NHWC, as in the file. The ``module`` of an op's location is the name of the tensor that
     it computes. Example inputs are random with a fixed seed, uniform over int8 or over [0, 1).
 
@@ -38,16 +39,17 @@ def read_tflite(path: str | Path) -> Captured:
     """
     file = str(path)
     model = parse_model(Path(path).read_bytes(), file)
-    reader = Reader(model, file)
+    reader = Reader(model, file, linear_rounding)
     return reader.read(Path(path).stem)
 
 
 class Reader:
     """The graph while it is read; rules emit ops into it."""
 
-    def __init__(self, model: TfModel, file: str) -> None:
+    def __init__(self, model: TfModel, file: str, linear_rounding: str = "single") -> None:
         self.model = model
         self.file = file
+        self.linear_rounding = linear_rounding
         self.inputs: list[Input] = []
         self.constants: dict[str, Any] = {}
         self.ops: list[Op] = []

@@ -80,7 +80,7 @@ def _fully_connected(reader: Reader, op: TfOp) -> None:
             **_weights(reader, op, axis=0),
             **_zero_points(reader, x, y),
             **q.clamp_range(activation_of(op), reader.affine(y)),
-            "rounding": "single",
+            "rounding": reader.linear_rounding,
         },
         y,
     )

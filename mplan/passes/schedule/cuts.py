@@ -17,6 +17,8 @@ from mplan.passes.solvers.interface import Bound, Deadline, Search
 
 #: The part of the remaining time that cuts may take.
 _SHARE = 0.4
+#: Of larger graphs only the best order is refined, not the whole portfolio.
+_MAX_STEPS = 4_000
 
 
 def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int) -> None:
@@ -37,6 +39,8 @@ def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int
 def _starts(instance: Instance, search: Search[Order]) -> Iterator[Order]:
     best = search.answer
     yield best
+    if instance.count > _MAX_STEPS:
+        return
     seen = {best}
     for order in portfolio(instance, search.value):
         if order not in seen:

@@ -23,6 +23,8 @@ _GROWTH = 4
 #: Attempts of more states are compiled; there are none of more than the last.
 _MANY_STATES = 4_000
 _LAST_STATES = 5_000_000
+#: Bit sets of longer segments take too much memory.
+_MAX_STEPS = 12_000
 
 
 def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int) -> None:
@@ -34,7 +36,7 @@ def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int
     compiled = False
     while not search.closed and not deadline.expired:
         worst = max(parts, key=lambda part: part.best)
-        if worst.states > _LAST_STATES:
+        if worst.states > _LAST_STATES or len(worst.steps) > _MAX_STEPS:
             return
         if worst.states > _MANY_STATES and not compiled:
             later = load(deadline)

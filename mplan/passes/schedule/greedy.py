@@ -1,5 +1,8 @@
 """List scheduling that watches memory, run forward and on the reversed graph.
 
+Beside rules of our own there are those that PyTorch's Inductor tries: least peak first, breadth first
+and depth first, where bytes decide among equals.
+
 Scores are updated only for the steps whose buffers changed state, so a schedule costs O(touches *
 log steps).
 """
@@ -13,11 +16,16 @@ from mplan.passes.schedule.instance import Instance
 from mplan.passes.solvers.interface import Deadline, Search
 
 Order = tuple[int, ...]
-Key = Callable[[int, int, int], tuple[int, ...]]
+Key = Callable[[int, int, int, int], tuple[int, ...]]
+
+
+#: The part of the remaining time that the portfolio may take.
+_SHARE = 0.15
 
 
 def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int) -> None:
     """Offer each order of the portfolio. The first is always tried, whatever the deadline."""
+    deadline = deadline.share(_SHARE)
     for order in portfolio(instance, search.value):
         search.offer(order, instance.peak(order), "greedy")
         if search.closed or deadline.expired:
@@ -25,35 +33,56 @@ def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int
 
 
 def portfolio(instance: Instance, limit_bytes: int) -> Iterator[Order]:
-    """Orders from cheap rules: eager frees under ``limit_bytes``, and least growth first, both ways."""
+    """Orders from cheap rules: eager frees under ``limit_bytes``, then list schedules, both ways."""
     backward = instance.reversed()
     last = instance.count - 1
     yield eager_order(instance, limit_bytes)
     yield tuple(last - s for s in reversed(eager_order(backward, limit_bytes)))
-    for key in (_growth, _growth_then_young):
+    for key in (_growth, _growth_then_young, _peak, _breadth, _depth):
         yield list_order(instance, key)
         yield tuple(last - s for s in reversed(list_order(backward, key)))
 
 
-def _growth(step: int, allocates: int, frees: int) -> tuple[int, ...]:
+def _growth(step: int, allocates: int, frees: int, turn: int) -> tuple[int, ...]:
     return allocates - frees, step
 
 
-def _growth_then_young(step: int, allocates: int, frees: int) -> tuple[int, ...]:
+def _growth_then_young(step: int, allocates: int, frees: int, turn: int) -> tuple[int, ...]:
     return allocates - frees, -step
 
 
+def _peak(step: int, allocates: int, frees: int, turn: int) -> tuple[int, ...]:
+    return allocates, -frees, step
+
+
+def _breadth(step: int, allocates: int, frees: int, turn: int) -> tuple[int, ...]:
+    return turn, allocates - frees, step
+
+
+def _depth(step: int, allocates: int, frees: int, turn: int) -> tuple[int, ...]:
+    return -turn, allocates - frees, step
+
+
 def list_order(instance: Instance, key: Key) -> Order:
-    """Always run the ready step with the least ``key(step, bytes allocated, bytes freed)``."""
+    """Always run the ready step with the least ``key(step, bytes allocated, bytes freed, turn)``.
+
+    ``turn`` is the position from which on the step is ready.
+    """
     front = Front(instance)
-    heap = [(key(s, front.allocates[s], front.frees[s]), s) for s in front.ready]
+    turns = [0] * instance.count
+
+    def rank(s: int) -> tuple[int, ...]:
+        return key(s, front.allocates[s], front.frees[s], turns[s])
+
+    heap = [(rank(s), s) for s in front.ready]
     heapq.heapify(heap)
     while heap:
-        rank, step = heapq.heappop(heap)
-        if step not in front.ready or rank != key(step, front.allocates[step], front.frees[step]):
+        ranked, step = heapq.heappop(heap)
+        if step not in front.ready or ranked != rank(step):
             continue
         for s in front.run(step):
-            heapq.heappush(heap, (key(s, front.allocates[s], front.frees[s]), s))
+            turns[s] = turns[s] or len(front.order)
+            heapq.heappush(heap, (rank(s), s))
     return tuple(front.order)
 
 

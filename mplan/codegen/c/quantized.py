@@ -16,6 +16,9 @@ from mplan.ir import fixed_point
 from mplan.ir.quantized_reference import nearest_indices
 from mplan.ir.types import DType
 
+#: Output channels that a convolution computes at a time, so that each input is loaded once for all.
+_LANES = 4
+
 
 def _rescale() -> Function:
     return function("rescale", needs=(function("rounding_shift"),))
@@ -46,7 +49,11 @@ def convolution(site: Site) -> Code:
         "share": y.shape[3] * depth // x.shape[3],
         **_output(site),
     }
-    made = function(site.op.kind.removeprefix("mplan."), needs=(_window_t(), _rescale(), _store()))
+    needs = (_window_t(), function("first_tap"), function("end_tap"), _rescale(), _store())
+    if depthwise:
+        return _images(site, function("qdepthwise_conv2d", needs=needs), fields, w)
+    lanes = _LANES if fields["share"] >= _LANES else 1
+    made = function(f"qconv2d_{lanes}", "qconv2d", needs, lanes=range(lanes))
     return _images(site, made, fields, w)
 
 

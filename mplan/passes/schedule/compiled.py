@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
-import sys
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 from mplan.passes.schedule.downsets import Decision, Downsets
-from mplan.passes.schedule.instance import Rows
+from mplan.passes.solvers.compiled import ready
 from mplan.passes.solvers.interface import Deadline
 
 #: States expanded between looks at the clock.
@@ -18,24 +16,11 @@ _SLICE = 5_000
 #: The bytes that all states may take, at first and at most.
 _FIRST_BYTES = 8 << 20
 _MAX_BYTES = 768 << 20
-#: Seconds that it takes to load Numba and the compiled search.
-_LOAD_S = 1.0
 
 
-def load(deadline: Deadline) -> Deadline | None:
-    """Load the search, or compile it; ``deadline``, later by the time that compiling took.
-
-    None without Numba, or if there is no time to load it.
-    """
-    if sys.modules.get("numba") is None and deadline.remaining() < _LOAD_S:
-        return None
-    try:
-        search = _kernel().search
-    except ImportError:
-        return None
-    left, before = deadline.remaining(), sum(search.stats.cache_misses.values())
-    CompiledDecision(Downsets(Rows().instance([[]])), 0, 1, Deadline(math.inf)).run()
-    return Deadline(left) if sum(search.stats.cache_misses.values()) > before else deadline
+def available(deadline: Deadline) -> bool:
+    """Whether the kernel is loaded, or can be loaded or compiled in time."""
+    return ready("mplan.passes.schedule.downsets_kernel:search", deadline)
 
 
 def _kernel() -> Any:

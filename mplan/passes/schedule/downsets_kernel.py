@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from numba import njit
 
+from mplan.passes.solvers.compiled import entry
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: What ``search`` answers: out of states, a valley or the end was reached, nothing is left to expand,
@@ -64,14 +66,6 @@ def _inner(function: Function) -> Function:
     """Compile together with the function that calls it."""
     compiled: Function = cast(Any, njit)(no_cpython_wrapper=True, error_model="numpy")(function)
     return compiled
-
-
-def _entry(function: Function) -> Any:
-    """Compile on first use, and keep the code on disk if there is a place for it."""
-    try:
-        return njit(cache=True, error_model="numpy")(function)
-    except RuntimeError:
-        return njit(error_model="numpy")(function)
 
 
 @_inner
@@ -271,7 +265,7 @@ def _branch(graph: Graph, board: Board, state: int, budget: int, level: int, gra
             s += 1
 
 
-@_entry
+@entry
 def search(graph: Graph, board: Board, budget: int, level: int, grain: int, states: int) -> int:
     """Expand up to ``states`` states; see the constants above for the answers.
 
@@ -312,7 +306,7 @@ def search(graph: Graph, board: Board, budget: int, level: int, grain: int, stat
     return PAUSED
 
 
-@_entry
+@entry
 def rehash(board: Board) -> None:
     """Fill an empty table with all stored states."""
     for state in range(board.clock[STORED]):

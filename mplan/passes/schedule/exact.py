@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from mplan.passes.schedule.compiled import load
+from mplan.passes.schedule.compiled import available
 from mplan.passes.schedule.downsets import decide
 from mplan.passes.schedule.greedy import Order
 from mplan.passes.schedule.instance import Instance
@@ -28,22 +28,16 @@ _MAX_STEPS = 12_000
 
 
 def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int) -> None:
-    """Improve ``search`` until it is closed or too hard, or time is up; raises an ``exhaustive`` bound.
-
-    The time that it takes to compile the search, once for an installation, is not charged.
-    """
+    """Improve ``search`` until it is closed or too hard, or time is up; the bound is ``exhaustive``."""
     parts = _parts(instance, search.answer)
-    compiled = False
     while not search.closed and not deadline.expired:
         worst = max(parts, key=lambda part: part.best)
         if worst.states > _LAST_STATES or len(worst.steps) > _MAX_STEPS:
             return
-        if worst.states > _MANY_STATES and not compiled:
-            later = load(deadline)
-            deadline, compiled = later or deadline, later is not None
         worst.low = max(worst.low, search.bound.bytes)
         if worst.low < worst.best:
-            worst.narrow(instance, deadline, compiled and worst.states > _MANY_STATES)
+            many = worst.states > _MANY_STATES
+            worst.narrow(instance, deadline, compiled=many and available(deadline))
         order = tuple(s for part in parts for s in part.steps)
         search.offer(order, instance.peak(order), "exact")
         search.raise_bound(Bound(worst.low, "exhaustive"))

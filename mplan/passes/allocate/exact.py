@@ -1,14 +1,19 @@
-"""Close the gap between height and bound: branch and bound first, then CP-SAT on the packing model."""
+"""Close the gap between height and bound: branch and bound, then CP-SAT, then local search."""
 
 from __future__ import annotations
 
-from mplan.passes.allocate import canonical, packing
+from mplan.passes.allocate import canonical, hill, packing
 from mplan.passes.allocate.greedy import Offsets
 from mplan.passes.allocate.instance import Instance
 from mplan.passes.solvers.interface import Deadline, Search
 
-#: The branch and bound's share of the time; CP-SAT, which learns from conflicts, has the rest.
+#: The branch and bound's share of the time; CP-SAT, which learns from conflicts, has the rest, and
+#: local search what both leave.
 _FIRST_LINE = 0.7
+#: Of rigid bodies the branch and bound knows only the hulls: it has less, and local search comes next.
+_HULLS = 0.2
+_CLIMB = 0.6
+_PATIENCE = 1_000
 #: The share of the time left that is spent on lower packings once one meets the goal.
 _AFTER_GOAL = 0.2
 
@@ -35,10 +40,20 @@ class _Hull(Search[Offsets]):
 
 
 def _work(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
-    """Both solvers in turn, until the search is closed, meets its goal for the first time or cannot."""
+    """The solvers in turn, until the search is closed, meets its goal for the first time or cannot."""
     met = search.met
-    if canonical.available(deadline):
-        first = _Hull(search) if instance.rigid else search
-        canonical.run(instance.hull(), first, deadline.share(_FIRST_LINE), seed)
-    if search.met == met and not (search.closed or search.hopeless):
+
+    def going() -> bool:
+        return search.met == met and not (search.closed or search.hopeless or deadline.expired)
+
+    if instance.rigid:
+        if canonical.available(deadline):
+            canonical.run(instance.hull(), _Hull(search), deadline.share(_HULLS), seed)
+        if going():
+            hill.climb(instance, search, deadline.share(_CLIMB), seed, _PATIENCE)
+    elif canonical.available(deadline):
+        canonical.run(instance, search, deadline.share(_FIRST_LINE), seed)
+    if going():
         packing.run(instance, search, deadline, seed)
+    if going():
+        hill.run(instance, search, deadline, seed + 1)

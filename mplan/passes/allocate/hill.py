@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING
 
@@ -16,25 +17,48 @@ if TYPE_CHECKING:
 
 
 def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
-    """Climb from the best skyline until it is proven or time is up; equal heights are accepted.
+    """``climb`` without end."""
+    climb(instance, search, deadline, seed, patience=math.inf)
 
-    Instances with fixed offsets are left alone.
+
+def climb(
+    instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int, patience: float
+) -> None:
+    """Climb from the best skyline until it is proven, meets the goal, time is up or as many trials as
+    ``patience`` in a row were no better.
+
+    Equal heights are accepted. Instances with fixed offsets are left alone.
     """
     if not instance.boxes or any(b.fixed is not None for b in instance.boxes):
         return
-    columns, rng = columns_of(instance), random.Random(seed)
-    starts = [columns.rank(priority) for priority in PRIORITIES]
-    height, offsets, rank = min(
-        ((instance.height(o), o, r) for r in starts for o in (place(columns, r, deadline),)),
-        key=lambda row: row[0],
-    )
-    while not search.closed and not deadline.expired:
+    columns, rng, met = columns_of(instance), random.Random(seed), search.met
+    start = _best_skyline(instance, columns, deadline)
+    if start is None:
+        return
+    height, offsets, rank = start
+    idle = 0
+    while search.met == met and idle < patience and not (search.closed or deadline.expired):
         trial = _neighbour(columns, offsets, height, rank, rng)
-        packed = place(columns, trial, deadline)
+        packed = place(columns, trial, deadline, often=True)
         found = instance.height(packed)
+        idle = 0 if found < height else idle + 1
         if found <= height:
             rank, offsets, height = trial, packed, found
             search.offer(packed, found, "hill")
+
+
+def _best_skyline(
+    instance: Instance, columns: Columns, deadline: Deadline
+) -> tuple[int, Offsets, Ints] | None:
+    """Height, offsets and rank of the lowest; None if there is no time to find it."""
+    best: tuple[int, Offsets, Ints] | None = None
+    for rank in map(columns.rank, PRIORITIES):
+        if deadline.expired:
+            return None
+        packed = place(columns, rank, deadline, often=True)
+        if best is None or instance.height(packed) < best[0]:
+            best = instance.height(packed), packed, rank
+    return best
 
 
 def _neighbour(columns: Columns, offsets: Offsets, height: int, rank: Ints, rng: random.Random) -> Ints:

@@ -37,9 +37,12 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
         search.offer(offsets, instance.height(offsets), "skyline")
 
 
-def place(columns: Columns, rank: Ints, deadline: Deadline) -> Offsets:
-    """Offsets when, of the boxes that may lie lowest, the one of least ``rank`` is placed first."""
-    if len(columns.owner) > _MANY and compiled.ready(_KERNEL, deadline):
+def place(columns: Columns, rank: Ints, deadline: Deadline, *, often: bool = False) -> Offsets:
+    """Offsets when, of the boxes that may lie lowest, the one of least ``rank`` is placed first.
+
+    ``often`` says that it pays to load the compiled function even for few boxes.
+    """
+    if (often or len(columns.owner) > _MANY) and compiled.ready(_KERNEL, deadline):
         return place_many(columns, rank)
     return place_few(columns, rank)
 

@@ -16,7 +16,7 @@ from mplan.ir import fixed_point
 from mplan.ir.quantized_reference import nearest_indices
 from mplan.ir.types import DType
 
-#: Output channels that a convolution computes at a time, so that each input is loaded once for all.
+#: Output channels that a convolution computes at a time: they share loads, addresses and loops.
 _LANES = 4
 
 
@@ -50,10 +50,10 @@ def convolution(site: Site) -> Code:
         **_output(site),
     }
     needs = (_window_t(), function("first_tap"), function("end_tap"), _rescale(), _store())
-    if depthwise:
-        return _images(site, function("qdepthwise_conv2d", needs=needs), fields, w)
-    lanes = _LANES if fields["share"] >= _LANES else 1
-    made = function(f"qconv2d_{lanes}", "qconv2d", needs, lanes=range(lanes))
+    name = site.op.kind.removeprefix("mplan.")
+    blocked = fields["share"] == 1 and y.shape[3] >= _LANES if depthwise else fields["share"] >= _LANES
+    lanes = _LANES if blocked else 1
+    made = function(f"{name}_{lanes}", name, needs, lanes=range(lanes))
     return _images(site, made, fields, w)
 
 

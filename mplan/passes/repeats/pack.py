@@ -2,8 +2,8 @@
 
 The buffers that take the same part in each layer form a group with one address: those that are gone
 when the next layer's is born share it; those that pile up over the layers lie in a stack, a fixed pitch
-apart. Groups are placed at the kept layers, where the left-out ones of a stack stand as one row that
-fills all their room, so addresses are those of the full problem.
+apart. Groups are placed at the kept layers, the lowest place first. The left-out layers of a stack stand
+there as one row that fills all their room, so addresses are those of the full problem.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import lcm
 from typing import TYPE_CHECKING
 
+from mplan.passes.allocate.columns import PRIORITIES
 from mplan.passes.repeats.fold import Fold, Unfolded
 from mplan.passes.solvers.interface import Deadline
 
 if TYPE_CHECKING:
     from mplan.passes.repeats.find import Bools, Ints
 
-#: Placements that are tried in vain before the best one is taken.
+#: Placements in vain after which the best one is taken.
 _PATIENCE = 60
+_FAR = 2**62
 
 _Key = tuple[int, ...]
 
@@ -160,23 +161,29 @@ def _sign(number: int) -> int:
     return (number > 0) - (number < 0)
 
 
-def first_fit(layout: Layout, groups: Sequence[Group]) -> Ints:
-    """The address of each row when the groups are placed in turn, each as low as all its rows fit."""
+def place(layout: Layout, groups: Sequence[Group]) -> Ints:
+    """The address of each row when the group that may lie lowest is placed next; ties as given.
+
+    A group rests on the rows placed before it, as in ``allocate/skyline``.
+    """
     import numpy as np
 
+    owner = np.zeros(len(layout.size), np.int64)
+    rises = np.zeros(len(layout.size), np.int64)
+    for i, g in enumerate(groups):
+        owner[g.rows], rises[g.rows] = i, g.rises
+    bottom = np.array([g.rises.min() for g in groups], np.int64)
+    base = -bottom
+    left = np.ones(len(groups), np.bool_)
     at = np.zeros(len(layout.size), np.int64)
-    placed = np.zeros(len(layout.size), np.bool_)
-    for g in groups:
-        mine, other = np.nonzero(layout.meets[g.rows] & placed)
-        low = at[other] - layout.size[g.rows][mine] - g.rises[mine]
-        high = at[other] + layout.size[other] - g.rises[mine]
-        by_low = np.argsort(low, kind="stable")
-        least = -int(g.rises.min(initial=0))
-        floor = np.maximum.accumulate(np.concatenate(([least], high[by_low])))
-        floor += -floor % layout.align
-        fits = np.append(floor[:-1] <= low[by_low], True)
-        at[g.rows] = floor[fits.argmax()] + g.rises
-        placed[g.rows] = True
+    for _ in groups:
+        k = int(np.where(left, base + bottom, _FAR).argmin())
+        left[k] = False
+        rows = groups[k].rows
+        at[rows] = base[k] + groups[k].rises
+        tops = np.where(layout.meets[rows], (at[rows] + layout.size[rows])[:, None], -_FAR).max(axis=0)
+        np.maximum.at(base, owner, tops - rises)
+        base += -base % layout.align
     return at
 
 
@@ -188,17 +195,17 @@ def pack(layout: Layout, goal: int, deadline: Deadline, seed: int) -> dict[int, 
     """
     rng = random.Random(seed)
     trials = _priorities(layout)
-    best = next(trials)
-    at = first_fit(layout, best)
+    groups = next(trials)
+    at = place(layout, groups)
     height = int((at + layout.size).max(initial=0))
     idle = 0
-    while height > goal and idle < _PATIENCE and not deadline.expired:
-        trial = next(trials, None) or _neighbour(layout, best, at, rng)
-        other = first_fit(layout, trial)
-        top = int((other + layout.size).max())
-        idle = 0 if top < height else idle + 1
-        if top <= height:
-            best, at, height = trial, other, top
+    while goal < height and idle < _PATIENCE and not deadline.expired:
+        trial = next(trials, None) or _neighbour(layout, groups, at, rng)
+        moved = place(layout, trial)
+        found = int((moved + layout.size).max())
+        idle = 0 if found < height else idle + 1
+        if found <= height:
+            groups, at, height = trial, moved, found
     return _spread(layout, at)
 
 
@@ -218,7 +225,7 @@ def _spread(layout: Layout, at: Ints) -> dict[int, int]:
 
 
 def _priorities(layout: Layout) -> Iterator[list[Group]]:
-    """First what is live at the peak, what lives on at the bottom; then stacks; then the others."""
+    """The groups by the largest figures of their rows, as in ``allocate/columns``."""
     import numpy as np
 
     level = np.zeros(int(layout.end.max(initial=0)) + 1, np.int64)
@@ -227,24 +234,10 @@ def _priorities(layout: Layout) -> Iterator[list[Group]]:
     level = np.cumsum(level)
     load = np.array([level[s:e].max() for s, e in zip(layout.start, layout.end, strict=True)])
     width = layout.end - layout.start
-    figures = {
-        "load": load,
-        "width": width,
-        "size": layout.size,
-        "area": width * layout.size,
-        "end": layout.end,
-    }
-    peak = int(level.argmax())
-    at_peak = (layout.start <= peak) & (peak < layout.end)
-
-    def rank(g: Group, early: str, late: tuple[str, ...]) -> tuple[int, ...]:
-        now = bool(at_peak[g.rows].any())
-        names = (early, "size") if now else late
-        return not now, not (now or g.pitch), *(-int(figures[n][g.rows].max()) for n in names)
-
-    for late in (("load", "size"), ("area",), ("width", "size"), ("size", "width")):
-        for early in ("end", "width"):
-            yield sorted(layout.groups, key=partial(rank, early=early, late=late))
+    figures = {"load": load, "width": width, "size": layout.size, "area": width * layout.size}
+    for names in PRIORITIES:
+        most = [tuple(-int(figures[n][g.rows].max()) for n in names) for g in layout.groups]
+        yield [layout.groups[i] for i in sorted(range(len(most)), key=most.__getitem__)]
 
 
 def _neighbour(layout: Layout, groups: Sequence[Group], at: Ints, rng: random.Random) -> list[Group]:

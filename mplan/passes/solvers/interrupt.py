@@ -37,5 +37,6 @@ def graceful() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    if _stopped.is_set():
+        raise KeyboardInterrupt
     _stopped.set()
-    signal.signal(signal.SIGINT, signal.default_int_handler)

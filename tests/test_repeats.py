@@ -1,0 +1,213 @@
+"""Repeated layers: found, folded and repeated, with the same order and addresses in each layer."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from mplan.ir.check import check
+from mplan.ir.plan import Buffer, Plan, Problem, Region, Step
+from mplan.passes.planner import place, solve
+from mplan.passes.repeats import repeat
+from mplan.passes.repeats.find import find_runs
+from mplan.passes.repeats.fold import fold
+from mplan.passes.solvers.interface import Deadline
+from tests.problems import is_valid
+
+LAYERS = (8, 9, 24, 96)
+
+
+class Model:
+    """Writes the steps of a transformer-like model and remembers which layer a buffer belongs to."""
+
+    def __init__(self, alignment: int = 1) -> None:
+        self.alignment = alignment
+        self.buffers: list[Buffer] = []
+        self.steps: list[Step] = []
+        self.maker: dict[int, int] = {}
+        self.layer: dict[str, list[int]] = {}
+
+    def step(self, kind: str, size: int, *reads: int, out: bool = False) -> int:
+        """A step that writes one new buffer of ``size`` bytes."""
+        b = len(self.buffers)
+        self.buffers.append(Buffer(f"{kind}{b}", size, ("arena",), self.alignment, live_out=out))
+        self.maker[b] = len(self.steps)
+        after = sorted({self.maker[r] for r in reads})
+        self.steps.append(Step(f"{kind}{b}", reads, (b,), tuple(after), kind))
+        self.layer.setdefault(kind, []).append(b)
+        return b
+
+    def problem(self) -> Problem:
+        """All steps so far."""
+        return Problem("model", (Region("arena"),), tuple(self.buffers), tuple(self.steps))
+
+
+def inference(layers: int, alignment: int = 1) -> Model:
+    """Attention and a feed-forward part per layer, with residuals."""
+    model = Model(alignment)
+    x = model.step("embed", 100)
+    for _ in range(layers):
+        normal = model.step("norm", 100, x)
+        qkv = model.step("qkv", 300, normal)
+        scores = model.step("scores", 410, qkv)
+        mixed = model.step("mix", 100, scores, qkv)
+        x = model.step("add", 100, x, mixed)
+        hidden = model.step("up", 404, x)
+        x = model.step("down", 100, hidden, x)
+    model.step("head", 900, x, out=True)
+    return model
+
+
+def training(layers: int, alignment: int = 1) -> Model:
+    """Forward and backward: activations are saved, gradients of weights are outputs."""
+    model = Model(alignment)
+    x = model.step("embed", 100)
+    saved = []
+    for _ in range(layers):
+        normal = model.step("norm", 100, x)
+        up = model.step("up", 400, normal)
+        act = model.step("act", 404, up)
+        x = model.step("down", 100, act, x)
+        saved.append((normal, up, act))
+    loss = model.step("head", 1200, x)
+    grad = model.step("head_grad", 1200, loss)
+    dx = model.step("dx", 100, grad)
+    model.step("dw_head", 700, grad, x, out=True)
+    for normal, up, act in reversed(saved):
+        model.step("dw_down", 90, dx, act, out=True)
+        dact = model.step("dact", 404, dx, act)
+        dup = model.step("dup", 400, dact, up)
+        model.step("dw_up", 92, dup, normal, out=True)
+        dx = model.step("dnorm", 100, dup, dx)
+    model.step("dw_embed", 700, dx, out=True)
+    return model
+
+
+def addresses(model: Model, plan: Plan) -> dict[str, list[int]]:
+    """The offsets of each kind of buffer, layer by layer in captured order."""
+    at = {p.buffer: p.offset for p in plan.placements}
+    return {kind: [at[b] for b in buffers] for kind, buffers in model.layer.items()}
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("make", (inference, training))
+def test_repeated_layers_are_proven_with_equal_addresses(make, layers: int) -> None:
+    model = make(layers)
+    problem = model.problem()
+    plan = solve(problem, limit_s=20)
+    assert check(problem, plan) == ()
+    assert plan.status == "optimal"
+    assert plan.certificate("allocate:arena").solver == "repeats"
+    for kind, offsets in addresses(model, plan).items():
+        steps = {b - a for a, b in zip(offsets, offsets[2:], strict=False)}
+        assert len(steps) <= 1, kind
+
+
+@pytest.mark.parametrize("layers", (8, 31))
+@pytest.mark.parametrize("make", (inference, training))
+def test_aligned_layers_waste_less_than_one_alignment(make, layers: int) -> None:
+    problem = make(layers, 64).problem()
+    placed = repeat(problem, "arena", Deadline(20), 0).placed.certificate
+    assert placed.value_bytes - placed.lower_bound_bytes < 64
+
+
+@pytest.mark.parametrize("make", (inference, training))
+def test_stacks_and_single_addresses_do_not_depend_on_the_number_of_layers(make) -> None:
+    """Pitches are those of one layer; in inference, where nothing piles up, all addresses agree."""
+    plans = []
+    for layers in (8, 96):
+        model = make(layers)
+        at = addresses(model, solve(model.problem(), limit_s=20))
+        rows = {kind: offsets[3:6] for kind, offsets in at.items() if len(offsets) == layers}
+        pitches = {kind: offsets[2] - offsets[0] for kind, offsets in rows.items()}
+        saved = {kind: rows[kind][0] - rows["up"][0] for kind in ("norm", "up", "act") if kind in rows}
+        plans.append((pitches, saved, rows if make is inference else {}))
+    assert plans[0] == plans[1]
+
+
+def test_runs_are_found_with_their_layers() -> None:
+    forward, backward = find_runs(training(12).problem())
+    assert (forward.period, forward.layers, forward.mirrored) == (4, 12, False)
+    assert (backward.period, backward.layers, backward.mirrored) == (5, 12, True)
+    turns = [backward.turn(layer) for layer in (0, 11)]
+    assert sorted(turns) == [0, 11]
+    assert turns[0] == 11
+
+
+def test_irregular_graphs_are_left_alone() -> None:
+    rng = random.Random(0)
+    model = Model()
+    last = model.step("in", 7)
+    for i in range(200):
+        last = model.step("op", rng.randrange(1, 10**6), last, rng.randrange(0, i + 1))
+    assert find_runs(model.problem()) == ()
+    assert repeat(model.problem(), "arena", Deadline(5), 0) is None
+    fixed = replace(inference(12).problem().buffers[0], offset=0)
+    problem = inference(12).problem()
+    assert fold(replace(problem, buffers=(fixed, *problem.buffers[1:])), "arena") is None
+
+
+@pytest.mark.parametrize("make", (inference, training))
+def test_captured_order_unfolds_to_itself_and_others_stay_valid(make) -> None:
+    problem = make(20).problem()
+    folded = fold(problem, "arena")
+    assert len(folded.problem.steps) + folded.count * sum(r.period for r in folded.runs) == len(
+        problem.steps
+    )
+    way = folded.unfold(tuple(range(len(folded.steps))))
+    assert way.full == tuple(range(len(problem.steps)))
+    rng = random.Random(1)
+    unfolded = 0
+    for _ in range(30):
+        other = folded.unfold(_random_order(folded.problem, rng))
+        if other is not None:
+            unfolded += 1
+            assert is_valid(problem, other.full)
+    assert unfolded
+
+
+@pytest.mark.parametrize("layer", (0, 5, 11))
+def test_a_layer_unlike_the_others_ends_in_a_valid_plan(layer: int) -> None:
+    """One larger buffer in one layer: whatever is folded, the plan must hold and be no worse."""
+    model = training(12)
+    wide = model.layer["up"][layer]
+    model.buffers[wide] = replace(model.buffers[wide], size_bytes=1_000)
+    problem = model.problem()
+    plan = solve(problem, limit_s=10)
+    assert check(problem, plan) == ()
+    greedy = place(problem, plan.order, solver="greedy", limit_s=5)
+    assert plan.peak_bytes("arena") <= greedy.peak_bytes("arena")
+
+
+def test_layers_wired_across_many_others_end_in_a_valid_plan() -> None:
+    """Every layer reads what the layer three before has made, and the last step reads them all."""
+    model = Model()
+    made = [model.step("embed", 10)]
+    for _ in range(16):
+        hidden = model.step("up", 40, made[-1], made[max(0, len(made) - 3)])
+        made.append(model.step("down", 10, hidden, made[-1]))
+    model.step("all", 10, *made, out=True)
+    problem = model.problem()
+    plan = solve(problem, limit_s=10)
+    assert check(problem, plan) == ()
+    assert plan.certificate("allocate:arena").gap == 0
+
+
+def test_a_plan_at_the_captured_order_repeats_as_well() -> None:
+    model = training(24)
+    problem = model.problem()
+    plan = place(problem, range(len(problem.steps)), limit_s=20)
+    assert plan.certificate("allocate:arena").solver == "repeats"
+
+
+def _random_order(problem: Problem, rng: random.Random) -> tuple[int, ...]:
+    """Mostly the captured order, here and there another ready step."""
+    order: list[int] = []
+    left = set(range(len(problem.steps)))
+    while left:
+        ready = sorted(i for i in left if not left & set(problem.steps[i].after))
+        order.append(rng.choice(ready[:2]))
+        left.remove(order[-1])
+    return tuple(order)

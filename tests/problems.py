@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise, permutations
 
@@ -119,6 +121,16 @@ def is_valid(problem: Problem, order: tuple[int, ...]) -> bool:
     return sorted(order) == list(range(len(problem.steps))) and all(
         place[a] < place[i] for i, s in enumerate(problem.steps) for a in s.after
     )
+
+
+def random_order(after: Sequence[Sequence[int]], rng: random.Random) -> tuple[int, ...]:
+    """A random order of steps that follow those in ``after``."""
+    order: list[int] = []
+    left = set(range(len(after)))
+    while left:
+        order.append(rng.choice(sorted(s for s in left if not left & set(after[s]))))
+        left.remove(order[-1])
+    return tuple(order)
 
 
 def least_peak(problem: Problem, region: str) -> int:

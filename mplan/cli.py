@@ -142,7 +142,9 @@ def compile_(
         "build"
     ),
     name: Annotated[str, typer.Option(help="Prefix of files and symbols; default: the model's.")] = "",
-    project: Annotated[str, typer.Option(help="Also write a build system: cmake.")] = "",
+    project: Annotated[
+        str, typer.Option(help="Build system: cmake, zephyr, arduino, platformio.")
+    ] = "",
     budget: Budget = None,
     solver: Solver = "auto",
     limit: Limit = 10.0,

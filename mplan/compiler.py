@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mplan.diagnostics import UnsupportedError, UserError
@@ -192,9 +192,9 @@ def compile_model(
 ) -> Compiled:
     """Plan ``model`` for a microcontroller and write its C code to the folder ``out``.
 
-    ``project`` adds a build system (``cmake``). The folder also receives ``plan.json`` and
-    ``golden.safetensors`` (example inputs with PyTorch's outputs), which ``mplan run`` uses. All
-    files are written only after everything has succeeded.
+    ``project`` adds a build system (``cmake``, ``zephyr``, ``arduino``, ``platformio``). The folder
+    also receives ``plan.json`` and ``golden.safetensors`` (example inputs with PyTorch's outputs),
+    which ``mplan run`` uses. All files are written only after everything has succeeded.
     """
     from mplan.codegen.bundle import identifier, write_files
     from mplan.targets.load import load_target
@@ -224,28 +224,27 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
     from mplan.codegen import bundle
     from mplan.codegen.c.emit import emit_c
     from mplan.codegen.project import emit_project
+    from mplan.codegen.project.sources import Sources
     from mplan.ir.plan_json import print_plan
 
     planned, captured = result.planned, result.captured
     assert planned is not None and captured is not None
     outputs = _golden_outputs(planned, captured)
     golden = bundle.golden_tensors(captured.example_inputs, outputs)
-    files: dict[str, str | bytes] = dict(
-        emit_c(
-            planned.graph,
-            planned.lowered,
-            planned.plan,
-            planned.constants,
-            name=name,
-            target=planned.target,
-            golden=golden,
-        )
+    emitted = emit_c(
+        planned.graph,
+        planned.lowered,
+        planned.plan,
+        planned.constants,
+        name=name,
+        target=planned.target,
+        golden=golden,
     )
-    sources = tuple(sorted(f for f in files if f.endswith(".c") and "selftest" not in f))
+    files = emit_project(project, name, planned.target, emitted) if project else emitted
+    code = Sources.of(name, emitted).code
+    sources = tuple(sorted(f for f in files if PurePosixPath(f).name in code))
     inputs, returned = bundle.ports(planned.graph)
     arena = planned.plan.peak_bytes(planned.target.arena)
-    if project:
-        files |= emit_project(project, name, planned.target, files)
     files[bundle.PLAN] = print_plan(result.file)
     files[bundle.GOLDEN] = safetensors.numpy.save(golden)
     manifest = bundle.Manifest(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mplan.capture import capture
@@ -16,30 +13,8 @@ from mplan.codes import CODES
 from mplan.diagnostics import UserError
 from mplan.targets.load import load_target
 from tests.c_nets import net
-from tests.c_support import emitted, write
-
-
-def project(folder: Path, target: str, shift: float = 0.0) -> Path:
-    """The residual network as a project; its golden outputs are moved by ``shift``."""
-    model, inputs, outputs = net("residual")
-    captured = capture(model, inputs, decompose=True)
-    golden = {"input0": inputs[0].numpy(), "output0": outputs[0].numpy() + np.float32(shift)}
-    files = emitted(captured.graph, captured.constants, golden=golden)
-    made = emit_project("cmake", "net", load_target(target), files)
-    write(folder, {**files, **{k: str(v) for k, v in made.items()}})
-    return folder
-
-
-def sh(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=folder, env={**os.environ, "CFLAGS": "-Werror"}, capture_output=True, text=True
-    )
-
-
-def built(folder: Path, *options: str) -> None:
-    for command in (("cmake", "-S", ".", "-B", "build", *options), ("cmake", "--build", "build")):
-        done = sh(folder, *command)
-        assert done.returncode == 0, done.stdout + done.stderr
+from tests.c_support import emitted
+from tests.project_support import built, project, put, sh
 
 
 @pytest.mark.parametrize("tool", ["cmake", "ctest", "make"])
@@ -80,9 +55,8 @@ def test_project_without_golden_data_is_a_library(tmp_path: Path) -> None:
     captured = capture(model, inputs, decompose=True)
     files = emitted(captured.graph, captured.constants)
     made = emit_project("cmake", "net", load_target("cpu"), files)
-    assert list(made) == ["CMakeLists.txt"]
-    write(tmp_path, {**files, **{k: str(v) for k, v in made.items()}})
-    built(tmp_path)
+    assert set(made) == {*files, "CMakeLists.txt"}
+    built(put(tmp_path, made))
     assert (tmp_path / "build" / "libnet.a").is_file()
 
 

@@ -113,8 +113,9 @@ def _build(folder: Path, manifest: Manifest, work: Path, tools: Literal["zig", "
     harness = work / "harness.c"
     harness.write_text(templates.render(SUPPORT, "harness.c.j2", view), encoding="utf-8")
     sources = [harness, *(folder / s for s in manifest.sources)]
+    includes = sorted({path.parent for path in sources[1:]})
     target = load_target(manifest.target)
-    return build_firmware(sources, [folder], target, work / "image", toolchain=tools)
+    return build_firmware(sources, includes, target, work / "image", toolchain=tools)
 
 
 def _problem_steps(folder: Path) -> tuple[Step, ...]:

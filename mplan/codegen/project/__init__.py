@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 
+from mplan.codegen.project.arduino import arduino_files
 from mplan.codegen.project.cmake import cmake_files
+from mplan.codegen.project.platformio import platformio_files
+from mplan.codegen.project.sources import Files
+from mplan.codegen.project.zephyr import zephyr_files
 from mplan.diagnostics import UserError
 from mplan.targets.model import Target
 
-Emitter = Callable[[str, Target, Mapping[str, object]], dict[str, str | bytes]]
+Emitter = Callable[[str, Target, Mapping[str, "str | bytes"]], Files]
 
-#: Kind of project → what writes its files.
-PROJECTS: dict[str, Emitter] = {"cmake": cmake_files}
+#: Kind of project → what lays out its files.
+PROJECTS: dict[str, Emitter] = {
+    "arduino": arduino_files,
+    "cmake": cmake_files,
+    "platformio": platformio_files,
+    "zephyr": zephyr_files,
+}
 
 
-def emit_project(
-    kind: str, name: str, target: Target, files: Mapping[str, object]
-) -> dict[str, str | bytes]:
-    """The files of a ``kind`` of project around the emitted C ``files`` of the network ``name``.
+def emit_project(kind: str, name: str, target: Target, files: Mapping[str, str | bytes]) -> Files:
+    """All files of a ``kind`` of project, the emitted C ``files`` of the network ``name`` included.
 
-    They lie in the same folder as the sources. UserError MP505 for an unknown kind.
+    The emitted files keep their names and lie where the build system wants them. UserError MP505 for
+    an unknown kind.
     """
     if kind not in PROJECTS:
         close = get_close_matches(kind, PROJECTS, n=1)

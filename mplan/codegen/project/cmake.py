@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mplan import templates
+from mplan.codegen.project.sources import Files, Sources
 from mplan.targets.model import Memory, Target, Toolchain
 
 _TEMPLATES = Path(__file__).parent / "templates" / "cmake"
@@ -24,8 +25,8 @@ class Span:
     size_bytes: int
 
 
-def cmake_files(name: str, target: Target, files: Mapping[str, object]) -> dict[str, str | bytes]:
-    """``CMakeLists.txt`` and, where ``target`` says how to build for it, what bare metal needs.
+def cmake_files(name: str, target: Target, files: Mapping[str, str | bytes]) -> Files:
+    """``files``, ``CMakeLists.txt`` and, where ``target`` says how to build, what bare metal needs.
 
     The project builds for the host by default. With the toolchain file it builds an image for the
     part's memories, which ``ctest`` runs in QEMU if QEMU has the board.
@@ -33,17 +34,17 @@ def cmake_files(name: str, target: Target, files: Mapping[str, object]) -> dict[
     tools = target.toolchain
     spans = _spans(target)
     cross = tools is not None and bool(tools.gcc_flags) and bool(spans)
-    sources = sorted(f for f in files if f.endswith(".c") and not f.endswith("_selftest.c"))
+    sources = Sources.of(name, files)
     view = {
         "name": name,
         "target": target.name,
         "description": target.description,
-        "sources": sources,
-        "selftest": f"{name}_selftest.c" if f"{name}_selftest.c" in files else "",
+        "sources": sources.code,
+        "selftest": sources.selftest,
         "cross": cross,
     }
-    found: dict[str, str | bytes] = {"CMakeLists.txt": _render("CMakeLists.txt.j2", **view)}
-    if view["selftest"]:
+    found: Files = {**files, "CMakeLists.txt": _render("CMakeLists.txt.j2", **view)}
+    if sources.selftest:
         found["selftest_main.c"] = _render("selftest_main.c.j2", **view, upper=name.upper())
     if cross and tools is not None:
         board = {

@@ -60,7 +60,7 @@ _LAST_ROUND = 60
 _KERNEL = "mplan.passes.allocate.canonical_kernel:search"
 #: Larger parts take more memory than the answer is worth, and more boxes too long to reduce.
 _MAX_TERMS = 4_000_000
-_MAX_BOXES = 20_000
+_MAX_BOXES = 12_000
 #: In the first round heights are told apart to this fraction; in each later one to half of it.
 _PRECISION = 1 / 256
 

@@ -23,7 +23,7 @@ _MAX_TERMS = 60_000
 def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
     """Try the bound as the height, then minimise; offers what is found and raises the bound.
 
-    The bound must not be below the live bytes nor the end of a fixed box.
+    The bound must not be below the live bytes, the size of a box or the end of a fixed one.
     """
     if any(terms > _MAX_TERMS for terms in accumulate(map(len, instance.cliques()))):
         return

@@ -211,7 +211,7 @@ SOLVERS = (
     Solver(
         "allocate",
         "exact",
-        "branch and bound over canonical packings, then CP-SAT",
+        "branch and bound over canonical packings, CP-SAT, then local search",
         entry=f"{_ALLOCATE}.exact:run",
         proves=True,
         needs=("numba", "ortools", "numpy"),

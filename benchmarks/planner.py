@@ -5,7 +5,8 @@
     python benchmarks/planner.py --folder ~/instances      # CSV and DAG files of your own
     python benchmarks/planner.py --write                   # also keep the figures in results/
 
-Bytes are ratios to the lower bound of our plan (where a capacity is to be kept: to the capacity).
+Bytes are ratios to lower bounds, those of arenas to one that knows of alignment, or to the capacity
+that is to be kept.
 ``order`` is the most live bytes at our order, ``arena`` the height of the addresses there; ``captured``
 is the order as it came. Beside them stand the order that Inductor's ``reorder_for_peak_memory`` takes
 on the same graph; CP-SAT alone (order, or addresses where lifetimes are given) with two workers and the
@@ -42,7 +43,8 @@ DEFAULT_SYSTEMS = tuple(name for name in SYSTEMS if name != "cpsat")
 INTRODUCTION = """# Planner benchmark
 
 Written by `python benchmarks/planner.py --write`; [the script](../planner.py) says what the columns
-are. Bytes are ratios to the lower bound of our plan, or to the capacity that was to be kept.
+are. Bytes are ratios to lower bounds, or to the capacity that was to be kept. Seconds are of processor
+time; limits are of the clock, on cores that others used, too.
 """
 
 

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import planner_peers as peers
+from nas_graphs import cell_network
 
-from mplan.ir.plan import Buffer, Problem, Region
+from mplan.ir.plan import Problem
 from mplan.passes.allocate import OverBudget
+from mplan.passes.allocate.prepare import prepare
 from mplan.passes.live import live_peak
-from mplan.passes.planner import solve
-from mplan.passes.schedule import arena
+from mplan.passes.planner import padded_bound, solve
+from mplan.passes.schedule import arena, schedule
+from mplan.passes.solvers.interface import Deadline
 
 Figures = dict[str, Any]
 
@@ -49,12 +52,9 @@ def _timed(make: Callable[[], Figures | None]) -> Figures | None:
 
 
 def warm_up() -> None:
-    """Load and compile what the solvers load once per installation, so that no row pays for it."""
-    sizes = (3, 5, 7, 2, 9, 4, 6, 8)
-    boxes = tuple(
-        Buffer(f"b{i}", size, ("arena",), lifetime=(i % 4, i % 4 + 3)) for i, size in enumerate(sizes)
-    )
-    solve(Problem("warm", (Region("arena"),), boxes), solver="exact", limit_s=60)
+    """Load what the solvers compile once per installation, so that no row pays for it."""
+    prepare()
+    schedule(cell_network("pnasnet"), limit_s=30)
 
 
 def _ours(problem: Problem, region: str, limit_s: float) -> Figures:
@@ -67,12 +67,14 @@ def _ours(problem: Problem, region: str, limit_s: float) -> Figures:
     address = plan.certificate(f"allocate:{region}")
     assert address is not None
     bound = order.lower_bound_bytes if order else address.lower_bound_bytes
+    rounded = padded_bound(problem, region, Deadline(limit_s), 0) if order else 0
     return {
         "peak_bytes": order.value_bytes if order else None,
         "arena_bytes": plan.peak_bytes(region),
         "bound_bytes": bound,
+        "arena_bound_bytes": max(bound, rounded),
         "bound_kind": (order or address).bound_kind,
-        "status": "optimal" if plan.peak_bytes(region) == bound else "feasible",
+        "status": "optimal" if plan.peak_bytes(region) == max(bound, rounded) else "feasible",
         "order_status": order.status if order else None,
         "fits": True,
         "limit_s": limit_s,

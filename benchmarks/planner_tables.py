@@ -14,8 +14,8 @@ HEAD = (
     *("Inductor", "CP-SAT", "its CPU s", "TFLM", "best fit", "lost to"),
 )
 SUMMARY = (
-    *("set", "instances", "proven", "mean gap", "worst arena", "captured", "Inductor", "CP-SAT"),
-    *("TFLM", "best fit", "rows lost", "median CPU s", "longest CPU s"),
+    *("set", "instances", "orders proven", "arenas proven", "mean gap", "largest gap", "captured"),
+    *("Inductor", "CP-SAT", "TFLM", "best fit", "rows lost", "median CPU s", "longest CPU s"),
 )
 PEERS = {"inductor": "Inductor", "cpsat": "CP-SAT", "tflm": "TFLM", "best_fit": "best fit"}
 
@@ -23,6 +23,12 @@ PEERS = {"inductor": "Inductor", "cpsat": "CP-SAT", "tflm": "TFLM", "best_fit": 
 def base(row: Figures) -> int:
     """What the ratios of a row refer to: our lower bound, or the capacity that was to be kept."""
     bound: int = row["capacity_bytes"] or row["ours"].get("bound_bytes") or row["captured_peak_bytes"]
+    return bound
+
+
+def arena_base(row: Figures) -> int:
+    """What the ratios of arenas refer to: a bound that knows of alignment, or the capacity."""
+    bound: int = row["capacity_bytes"] or row["ours"].get("arena_bound_bytes") or base(row)
     return bound
 
 
@@ -45,14 +51,14 @@ def _loses(row: Figures, peer: Figures | None) -> bool:
 
 def line(name: str, row: Figures) -> tuple[str, ...]:
     """One row as text; bytes as ratios to the bound."""
-    ours, unit = row["ours"], base(row)
-
-    def ratio(value: int | None) -> str:
-        return f"{value / unit:.3f}" if value is not None and unit else ""
+    ours, units = row["ours"], {"peak_bytes": base(row), "arena_bytes": arena_base(row)}
 
     def of(peer: str, *keys: str) -> str:
         figures = row.get(peer) or {}
-        return ratio(next((figures[k] for k in keys if figures.get(k) is not None), None))
+        found = (
+            f"{figures[k] / units[k]:.3f}" for k in keys if units[k] and figures.get(k) is not None
+        )
+        return next(found, "")
 
     status = ours["status"]
     if row["capacity_bytes"] is not None:
@@ -61,9 +67,10 @@ def line(name: str, row: Figures) -> tuple[str, ...]:
         status = f"gap {gap(row):.2%}"
     solver = row.get("cpsat")
     return (
-        *(name, f"{row['steps']:,}", f"{row['buffers']:,}", f"{unit:,}"),
+        *(name, f"{row['steps']:,}", f"{row['buffers']:,}", f"{base(row):,}"),
         *(of("ours", "peak_bytes"), of("ours", "arena_bytes"), status, f"{ours['cpu_s']:.2f}"),
-        *(ratio(row["captured_peak_bytes"] if row["steps"] else None), of("inductor", "peak_bytes")),
+        f"{row['captured_peak_bytes'] / base(row):.3f}" if row["steps"] and base(row) else "",
+        of("inductor", "peak_bytes"),
         *(of("cpsat", "peak_bytes", "arena_bytes") or ("none" if solver else ""),),
         *(f"{solver['cpu_s']:.1f}" if solver else "",),
         *(of("tflm", "arena_bytes"), of("best_fit", "arena_bytes"), ", ".join(lost_to(row))),
@@ -71,11 +78,11 @@ def line(name: str, row: Figures) -> tuple[str, ...]:
 
 
 def gap(row: Figures) -> float:
-    """Arena over bound, minus one; 0 where only a capacity was to be kept."""
+    """Arena over its bound, minus one; 0 where only a capacity was to be kept."""
     ours = row["ours"]
     if row["capacity_bytes"] is not None or not base(row):
         return 0.0 if ours["fits"] else 1.0
-    value: float = ours["arena_bytes"] / base(row) - 1
+    value: float = ours["arena_bytes"] / arena_base(row) - 1
     return value
 
 
@@ -83,9 +90,11 @@ def summary(name: str, rows: Sequence[Figures]) -> tuple[str, ...]:
     """One set on one line; peers as geometric means of their bytes over ours."""
     solved = [r for r in rows if r["ours"]["status"] == "optimal" or _kept(r)]
     times = [r["ours"]["cpu_s"] for r in rows]
+    ordered = [r["ours"]["order_status"] == "optimal" for r in rows if r["steps"]]
     return (
-        *(name, str(len(rows)), f"{len(solved)} of {len(rows)}", f"{_mean(map(gap, rows)):.2%}"),
-        *(f"{1 + max(map(gap, rows)):.3f}", _captured(rows)),
+        *(name, str(len(rows)), f"{sum(ordered)} of {len(ordered)}" if ordered else ""),
+        *(f"{len(solved)} of {len(rows)}", f"{_mean(map(gap, rows)):.2%}"),
+        *(f"{max(map(gap, rows)):.2%}", _captured(rows)),
         *(_over_ours(rows, peer) for peer in PEERS),
         *(str(sum(bool(lost_to(r)) for r in rows)), f"{median(times):.2f}", f"{max(times):.1f}"),
     )

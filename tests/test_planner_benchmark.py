@@ -95,7 +95,7 @@ def test_cp_sat_keeps_a_capacity_or_says_nothing() -> None:
 
 def row(**changes: Any) -> dict[str, Any]:
     ours = {"peak_bytes": 100, "arena_bytes": 110, "bound_bytes": 100, "status": "feasible"}
-    ours |= {"fits": True, "cpu_s": 1.0, **changes.pop("ours", {})}
+    ours |= {"fits": True, "cpu_s": 1.0, "order_status": "optimal", **changes.pop("ours", {})}
     figures = {"set": "s", "steps": 3, "buffers": 4, "capacity_bytes": None, "captured_peak_bytes": 120}
     return {**figures, "ours": ours, **changes}
 
@@ -131,7 +131,11 @@ def test_ratios_refer_to_the_bound() -> None:
     assert (cells["order"], cells["arena"], cells["captured"]) == ("1.000", "1.100", "1.200")
     assert (cells["Inductor"], cells["status"]) == ("1.500", "gap 10.00%")
     summed = dict(zip(tables.SUMMARY, tables.summary("s", [figures]), strict=True))
-    assert (summed["Inductor"], summed["captured"], summed["proven"]) == ("1.500", "1.200", "0 of 1")
+    assert (summed["Inductor"], summed["captured"]) == ("1.500", "1.200")
+    assert (summed["orders proven"], summed["arenas proven"]) == ("1 of 1", "0 of 1")
+    rounded = row(ours={"arena_bound_bytes": 110})
+    assert dict(zip(tables.HEAD, tables.line("x", rounded), strict=True))["arena"] == "1.000"
+    assert tables.gap(rounded) == 0
 
 
 def test_a_capacity_that_cannot_be_kept_is_a_row_too() -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import gcd, lcm
 
 from mplan.diagnostics import InternalError
 from mplan.ir.check import check
@@ -24,6 +25,8 @@ from mplan.passes.solvers.interrupt import graceful
 _GRACE_S = 1.0
 #: The share of the time left after the schedule for addresses at its order; the rest is for others.
 _FIRST_ORDER = 0.6
+#: The share of the time for a joint search that a better bound on its goal may take.
+_PADDED = 0.3
 #: Seconds that sealing and checking a plan takes per step and buffer; at most half of the limit.
 _CHECK_S = 4e-5
 
@@ -138,6 +141,9 @@ def _jointly(best: _Draft, goal: int, deadline: Deadline, seed: int) -> _Draft:
     problem, region = best.problem, arena(best.problem)
     if best.height <= max(goal, live_peak(problem, best.order, region)[0]) or deadline.expired:
         return best
+    goal = max(goal, padded_bound(problem, region, deadline.share(_PADDED), seed))
+    if best.height <= goal:
+        return best
     start = joint.Draft(best.order, {p.buffer: p.offset for p in best.arena.placements})
     found = joint.improve(problem, region, start, goal, deadline, seed)
     if found is start:
@@ -149,6 +155,26 @@ def _jointly(best: _Draft, goal: int, deadline: Deadline, seed: int) -> _Draft:
         if draft.height < best.height:
             return replace(draft, problem=problem)
     return best
+
+
+def padded_bound(problem: Problem, region: str, deadline: Deadline, seed: int) -> int:
+    """A lower bound on the arena over all orders and addresses, from the alignment.
+
+    Offsets are multiples of the alignment that all buffers have in common, so each buffer but the
+    highest takes its size rounded up.
+    """
+    mine = [b for b in problem.buffers if b.regions[0] == region]
+    common = gcd(*(lcm(problem.region(region).alignment, b.alignment) for b in mine))
+    saved = max((-b.size_bytes % common for b in mine), default=0)
+    if not saved or problem.adjacent or any(b.gaps for b in mine):
+        return 0
+    buffers = tuple(
+        replace(b, size_bytes=b.size_bytes + -b.size_bytes % common) if b.regions[0] == region else b
+        for b in problem.buffers
+    )
+    padded, limit_s = replace(problem, buffers=buffers), deadline.remaining()
+    found = schedule(padded, region=region, limit_s=limit_s, seed=seed)
+    return found.certificate.lower_bound_bytes - saved
 
 
 def _for_any_order(error: OverBudget, certificate: Certificate) -> OverBudget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from firmware_support import FAULTS, NETWORK, Build, build, expected, fails, inp
 from mplan.diagnostics import ExitCode
 from mplan.runtime.emulator import RunResult, run_firmware
 from mplan.runtime.firmware import build_firmware, symbol_sizes
+from mplan.runtime.qemu_emulator import plugin_api
 from mplan.runtime.semihosting import LAST_MARK, READ_MARK, RECORD, Record, records_of
 from mplan.targets import Target, load_target
 
@@ -528,6 +530,33 @@ def test_missing_tools_say_what_to_install(build: Build, monkeypatch: pytest.Mon
     error = fails("MP410", lambda: build("int main(void) { return 1; }"))
     assert "pip install ziglang" in error.help
     assert "pip install unicorn" in fails("MP410", lambda: run(firmware)).help
+
+
+@pytest.mark.parametrize(
+    ("release", "api"),
+    [("7.2.22 (Debian)", 1), ("8.2.3", 1), ("9.0.4", 2), ("9.1.0", 3), ("10.2.0", 3)],
+)
+def test_the_plugin_speaks_the_version_that_qemu_asks_for(release: str, api: int):
+    assert plugin_api(f"QEMU emulator version {release}\nCopyright") == api
+
+
+def test_a_qemu_without_plugins_is_named(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    firmware = build(NETWORK, toolchain="gcc")
+    fake = tmp_path / "qemu-system-arm"
+    fake.write_text("#!/bin/sh\necho 'qemu-system-arm: -plugin: invalid option' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    error = fails("MP410", lambda: run(firmware, emulator="qemu"))
+    assert "does not load plugins" in error.message and "invalid option" in error.notes[0][0]
+
+
+def test_more_marks_than_the_trace_holds_are_refused(build: Build):
+    source = """
+    #include "mplan_host.h"
+    int main(void) { for (int i = 0; i < 66000; i++) mplan_host_mark(i); return 0; }
+    """
+    error = fails("MP411", lambda: run(build(source, toolchain="gcc"), emulator="qemu"))
+    assert "66,001 times; 65,536 are traced" in error.message
 
 
 def test_what_cannot_run_is_refused(build: Build, tmp_path: Path):

@@ -81,11 +81,16 @@ def _arguments(firmware: Firmware, machine: Toolchain) -> list[str]:
 def _plugin(program: str, trace_memory: bool) -> str:
     """The plugin for this QEMU, with its arguments."""
     shown = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"version (\d+)\.(\d+)", shown)
-    version = tuple(map(int, found.groups())) if found else (0, 0)
-    api = next(api for first, api in _PLUGIN_APIS if version >= first)
-    library = build("qemu_plugin.c", f"-DMPLAN_PLUGIN_API={api}", "-lc")
+    api = f"-DMPLAN_PLUGIN_API={plugin_api(shown)}"
+    library = build("qemu_plugin.c", api, "-Wl,--allow-shlib-undefined")
     return f"{library},trace={_TRACE},memory={'on' if trace_memory else 'off'}"
+
+
+def plugin_api(shown: str) -> int:
+    """The version of the plugin API for a QEMU that shows this text for ``--version``."""
+    found = re.search(r"version (\d+)\.(\d+)", shown)
+    release = tuple(map(int, found.groups())) if found else (0, 0)
+    return next(api for first, api in _PLUGIN_APIS if release >= first)
 
 
 def _execute(command: list[str], folder: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:

@@ -327,6 +327,7 @@ def python(code: str, cache: Path) -> None:
     subprocess.run([sys.executable, "-c", names + code], check=True, timeout=120, env=environment)
 
 
+@pytest.mark.slow
 def test_little_time_is_not_spent_on_loading_or_compiling(tmp_path: Path) -> None:
     python(
         "assert not canonical.available(Deadline(0.5)); assert 'numba' not in sys.modules; "

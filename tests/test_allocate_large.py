@@ -73,6 +73,7 @@ def test_the_compiled_skyline_is_the_same(seed: int) -> None:
             assert skyline.place_few(columns, rank) == skyline.place_many(columns, rank)
 
 
+@pytest.mark.slow
 def test_fifty_thousand_boxes_are_placed_in_a_minute_and_little_memory() -> None:
     problem = network(2000, 0)
     assert len(problem.buffers) == 50_000

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from mplan.diagnostics import UserError
 from mplan.ir.dag_format import load_dag
 from mplan.ir.plan import Buffer, Problem, Region, Step
-from mplan.passes.live import live_levels, live_peak, live_profile
+from mplan.passes.live import live_levels, live_peak
 from mplan.passes.schedule import arena, schedule
 from mplan.passes.schedule.bounds import closure
 from mplan.passes.schedule.contract import Contraction
 from mplan.passes.schedule.downsets import decide
 from mplan.passes.schedule.exact import segments
+from mplan.passes.schedule.implied import imply
 from mplan.passes.schedule.instance import from_problem
 from mplan.passes.solvers.interface import SOLVERS, Deadline
 from tests.problems import graphs, is_valid, least_peak, live_bytes, random_order
@@ -109,12 +110,33 @@ def test_the_decision_is_right_for_every_budget(compiled: bool, problem: Problem
         assert instance.peak(verdict.order) <= budget
 
 
+@given(graphs(), st.integers(0, 40))
+@settings(max_examples=150, deadline=None)
+def test_what_a_budget_implies_holds_for_every_order_within_it(problem: Problem, budget: int) -> None:
+    instance = from_problem(problem, "arena")
+    if not instance.count:
+        return
+    implied = imply(instance, budget, Deadline(60))
+    assert implied.next_bytes > budget
+    orders = [o for o in _orders(problem) if instance.peak(o) < implied.next_bytes]
+    if implied.instance is None:
+        assert not orders
+        return
+    for order in orders:
+        place = {step: p for p, step in enumerate(order)}
+        for step, before in enumerate(implied.instance.preds):
+            assert all(place[b] < place[step] for b in before)
+
+
 @given(graphs(), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
 def test_profiles_agree_with_the_definition(problem: Problem, rng: random.Random) -> None:
     order = random_order([s.after for s in problem.steps], rng)
     levels = live_bytes(problem, order, "arena")
-    assert live_profile(problem, order, "arena") == levels
+    changes, level = dict(live_levels(problem, order, "arena")), 0
+    for position, expected in enumerate(levels):
+        level = changes.get(position, level)
+        assert level == expected
     assert live_peak(problem, order, "arena")[0] == max(levels, default=0)
     assert [p for p, _ in live_levels(problem, order, "arena")] == sorted(
         {p for p, _ in live_levels(problem, order, "arena")}
@@ -144,6 +166,7 @@ def test_segments_are_cut_where_every_order_passes() -> None:
         ("hm_darts_cifar_6", 1_622_016),  # published by HMCOS and proven by it in 12 s
         ("mobilenet_v2", 6_021_120),
         ("ind_vgg16_tr_1", 553_491_712),
+        ("train_resnet18_b32", 730_630_660),
     ],
 )
 def test_known_optima_are_reached_and_proven(name: str, optimum: int) -> None:

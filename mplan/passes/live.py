@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from mplan.ir.plan import Problem
 
@@ -26,13 +26,3 @@ def live_peak(problem: Problem, order: Sequence[int], region: str) -> tuple[int,
     """The most bytes of ``region`` live at one position, and the first such position."""
     position, peak = max(live_levels(problem, order, region), key=lambda level: (level[1], -level[0]))
     return peak, position
-
-
-def live_profile(problem: Problem, order: Sequence[int], region: str) -> list[int]:
-    """The bytes of ``region`` live at each position of ``problem.horizon``; for long horizons of few
-    buffers ``live_levels`` is smaller."""
-    profile: list[int] = []
-    levels = live_levels(problem, order, region)
-    for (start, level), (end, _) in pairwise([*levels, (problem.horizon, 0)]):
-        profile.extend([level] * (end - start))
-    return profile

@@ -2,7 +2,7 @@
 
 The buffers that take the same part in each layer form a group with one address: those that are gone
 when the next layer's is born share it; those that pile up over the layers lie in a stack, a fixed pitch
-apart. Groups are placed at the kept layers, the lowest place first. The left-out layers of a stack stand
+apart. Groups are placed at the kept layers, lowest place first. The left-out layers of a stack stand
 there as one row that fills all their room, so addresses are those of the full problem.
 """
 
@@ -232,7 +232,7 @@ def _priorities(layout: Layout) -> Iterator[list[Group]]:
     np.add.at(level, layout.start, layout.size)
     np.subtract.at(level, layout.end, layout.size)
     level = np.cumsum(level)
-    load = np.array([level[s:e].max() for s, e in zip(layout.start, layout.end, strict=True)])
+    load = np.array([level[s:e].max(initial=0) for s, e in zip(layout.start, layout.end, strict=True)])
     width = layout.end - layout.start
     figures = {"load": load, "width": width, "size": layout.size, "area": width * layout.size}
     for names in PRIORITIES:

@@ -15,7 +15,7 @@ from mplan.passes.planner import solve
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-from planner_sets import DATA, read
+from planner_sets import DATA, SETS, read
 
 #: Live peak in bytes, and whether it must be proven within the limit in seconds.
 GRAPHS = {
@@ -64,3 +64,11 @@ def test_smallest_capacities(name: str) -> None:
     plan = solve(problem, limit_s=limit_s)
     assert plan.peak_bytes("arena") <= capacity
     assert plan.status == "optimal" or not proven
+
+
+@pytest.mark.parametrize("name", ["pnasnet_4_imagenet", "randwire_ba_1"])
+def test_irregular_networks_are_proven_from_end_to_end(name: str) -> None:
+    plan = solve(dict(SETS["nas"]())[name](), limit_s=30)
+    assert plan.status == "optimal" and plan.gap == 0
+    ordered = plan.certificate("schedule:arena")
+    assert ordered is not None and plan.peak_bytes("arena") == ordered.lower_bound_bytes

@@ -43,8 +43,18 @@ def closure(instance: Instance, step: int, largest: bool = False) -> tuple[int, 
 
     Of all downsets that attain it, the smallest one, or the largest.
     """
-    before = _reach(instance.preds, step)
-    after = _reach(instance.succs, step)
+    before, after = reach(instance.preds, step), reach(instance.succs, step)
+    return closure_between(instance, step, before, after, largest)
+
+
+def closure_between(
+    instance: Instance,
+    step: int,
+    before: frozenset[int],
+    after: frozenset[int],
+    largest: bool = False,
+) -> tuple[int, list[int]]:
+    """``closure`` over the downsets that hold all of ``before``, a downset, and none of ``after``."""
     network = _Network(instance, step, before, after)
     value, side = network.cut.solve(largest)
     chosen = [s for s in range(instance.count) if s in before or network.nodes.get(s) in side]
@@ -84,7 +94,8 @@ class _Network:
         return 0
 
 
-def _reach(edges: Sequence[Sequence[int]], start: int) -> frozenset[int]:
+def reach(edges: Sequence[Sequence[int]], start: int) -> frozenset[int]:
+    """All steps that ``edges`` lead to from ``start``, without itself."""
     seen: set[int] = set()
     stack = list(edges[start])
     while stack:

@@ -57,6 +57,19 @@ int main(void) { return culprit((uint32_t *)ADDRESS) + 1; }
 """
 
 
+TOUCH = """
+#include "mplan_host.h"
+volatile unsigned char net_arena[2000], untouched[16];
+volatile unsigned int word = 1;
+int main(void) {
+    for (int i = 0; i < 100; i++) net_arena[i] = 0;
+    net_arena[1000] = 0;
+    word = 2;
+    return untouched[0];
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Build a source text for a target; equal requests are built once."""
@@ -90,6 +103,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 def run(firmware: Firmware, target: str = "stm32f746", **options: object) -> RunResult:
     return run_firmware(firmware, load_target(target), **options)
+
+
+def inference_counts(result: RunResult) -> list[int]:
+    return [interval.instructions for interval in result.between(1, 2)]
 
 
 def fails(code: str, call: Callable[[], object]) -> MplanError:

@@ -145,6 +145,12 @@ CODES: dict[str, Code] = {
         "The CSV format has no quotes: names with commas, quotes, line breaks or outer spaces cannot "
         "be written.",
     ),
+    "MP235": Code(
+        "no streams fit",
+        "No cut of the network into streams of rows or pixels fits the budget or the limit of "
+        "multiply-accumulates of the pass `stream`. Allow more strips (`strips`), more recomputation "
+        "(`max_mac_factor`), or more memory (`budget`).",
+    ),
     "MP299": Code(
         "a plan fails its own check",
         "The planner made a plan that the checker rejects. This is a bug in mplan; the notes name the "

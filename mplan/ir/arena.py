@@ -20,10 +20,11 @@ from mplan.ir.execution import (
     overlay,
     shares_storage,
 )
-from mplan.ir.graph import Graph, Op, Value
+from mplan.ir.graph import Graph, Loop, Op, Value
 from mplan.ir.ops import bind_arg, bound_args
 from mplan.ir.plan import Placement, Plan
-from mplan.ir.storage import Lowered
+from mplan.ir.storage import Lowered, Storages
+from mplan.ir.stream_run import run_stream
 from mplan.ir.types import ScalarType, Sym, TensorType
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class _Arena:
         self.poison = poison
         self.symbols = symbols
         self.values = graph.value_table
-        self.start = _starts(graph, symbols)
+        self.start = _starts(graph, symbols, lowered.storages)
         self.numbers: dict[str, Any] = {}
         self.outside: dict[str, Tensor] = {}
         self.segments: dict[int, list[Placement]] = {}
@@ -141,6 +142,9 @@ class _Arena:
         if op.is_view:
             return
         env = {name: self._value(name, position) for name in op.operands}
+        if op.loop and op.loop.stream:
+            self._run_stream(op, op.loop, index, position)
+            return
         results = call(op, bound_args(op, env, self.symbols), self.symbols)
         written = []
         for value, result in zip(op.results, results, strict=True):
@@ -155,10 +159,23 @@ class _Arena:
                 written.append((place, result.clone() if shared else result))
         for place, result in written:
             place.copy_(result)
-        for buffer in self.lowered.scratch_of.get(index, ()):
-            for placement in self.segments.get(buffer, ()):
-                if placement.start <= position < placement.end:
-                    self._bytes(placement).fill_(self.poison)
+        for scratch in self._scratch(index, position):
+            scratch.fill_(self.poison)
+
+    def _run_stream(self, op: Op, loop: Loop, index: int, position: int) -> None:
+        """A stream works in its scratch and writes its results as it goes."""
+        operands = [self._value(name, position) for name in op.operands]
+        results = [self._value(value.name, position) for value in op.values]
+        scratch = self._scratch(index, position)
+        run_stream(loop, operands, results, scratch, self.symbols)
+        for ring in scratch:
+            ring.fill_(self.poison)
+
+    def _scratch(self, index: int, position: int) -> list[Tensor]:
+        """The scratch of an op that is there at ``position``."""
+        buffers = self.lowered.scratch_of.get(index, ())
+        placements = (p for buffer in buffers for p in self.segments.get(buffer, ()))
+        return [self._bytes(p) for p in placements if p.start <= position < p.end]
 
     def _value(self, name: str, position: int, output: bool = False) -> Any:
         """The value where it lies at ``position``; an ``output`` may lie in any region."""
@@ -170,16 +187,18 @@ class _Arena:
         if root in self.outside:
             base = self.outside[root]
             return overlay(base, static, first_byte(base) + self.start[name])
-        placement = self._place(root, position, output)
-        return overlay(self.memory[placement.region], static, placement.offset + self.start[name])
+        buffer, before = self.lowered.pieces.get(name, (self.lowered.buffer_of.get(root, -1), 0))
+        placement = self._place(name, buffer, position, output)
+        start = placement.offset + self.start[name] - before
+        return overlay(self.memory[placement.region], static, start)
 
-    def _place(self, root: str, position: int, output: bool) -> Placement:
-        """Where the storage lies at ``position``, or lay last if the plan has freed it by then."""
+    def _place(self, name: str, buffer: int, position: int, output: bool) -> Placement:
+        """Where the buffer lies at ``position``, or lay last if the plan has freed it by then."""
         regions = {r.name for r in self.lowered.problem.regions if output or r.addressable}
-        segments = self.segments.get(self.lowered.buffer_of.get(root, -1), [])
+        segments = self.segments.get(buffer, [])
         begun = [p for p in segments if p.start <= position and p.region in regions]
         if not begun:
-            raise UserError("MP110", f"%{root} is used at position {position} but lies nowhere then")
+            raise UserError("MP110", f"%{name} is used at position {position} but lies nowhere then")
         return next((p for p in begun if position < p.end), begun[-1])
 
 
@@ -187,7 +206,7 @@ def _same_tensor(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
-def _starts(graph: Graph, symbols: Mapping[str, int]) -> dict[str, int]:
+def _starts(graph: Graph, symbols: Mapping[str, int], found: Storages) -> dict[str, int]:
     """How many bytes after its storage's first byte each tensor starts."""
     table: dict[str, int] = {}
     for value in graph.values:
@@ -195,5 +214,6 @@ def _starts(graph: Graph, symbols: Mapping[str, int]) -> dict[str, int]:
             continue
         offset = value.alias.offset_bytes if value.alias else 0
         moved = offset.evaluate(symbols) if isinstance(offset, Sym) else offset
-        table[value.name] = (table[value.alias.of] if value.alias else 0) + moved
+        base = table[value.alias.of] if value.alias else found.lead[value.name]
+        table[value.name] = base + moved
     return table

@@ -50,7 +50,8 @@ class Alias:
     """A result shares the bytes of ``of``, ``offset_bytes`` after its first element.
 
     A ``view`` shows them; an ``inplace`` result has overwritten them, so no later op may read ``of``
-    or another view of the same bytes that is older than this result.
+    or another view of the same bytes that is older than this result. The result of a stream may begin
+    before its operand (``offset_bytes`` below 0) or end after it: its rows follow those that die.
     """
 
     of: str
@@ -136,17 +137,49 @@ class Carry:
 
 
 @dataclass(frozen=True, slots=True)
+class Ring:
+    """The last positions of a value of a stream: ``rows`` of a tile's rows and ``pixels`` more.
+
+    A position is what the value has at one row and column. The ring of an input of the body says that
+    its rows arrive one by one and only these stay; without one they are read where the operand lies.
+    """
+
+    value: str
+    rows: int
+    pixels: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Execution of a tile position by position, in the order of rows (``up``: the last row first).
+
+    A step makes one ``unit`` of a result, and before it what that needs and does not exist yet. Each
+    storage of the body that is not a result lies in its ring; ``Op.scratch`` holds the rings in
+    order. Values that only their own position is made from are passed on pixel by pixel.
+    """
+
+    unit: Literal["row", "pixel"]
+    rings: tuple[Ring, ...]
+    up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Loop:
     """Partial execution of ``body`` over tiles, axes nested in order (the last runs fastest).
 
     The body's inputs are the windows in order, then the carried states in order of the results. Its
     outputs are the results: a tile for ``Concat``, the next state for ``Carry``.
+
+    With a ``stream`` the body is written for whole tensors, and of it a tile executes what its
+    results need (``mplan.ir.geometry`` says what that is): windows have no slices, results are
+    concatenated along all axes. A stream without axes has one tile.
     """
 
     axes: tuple[Axis, ...]
     windows: tuple[Window, ...]
     results: tuple[Concat | Carry, ...]
     body: Graph
+    stream: Stream | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +189,7 @@ class Scratch:
     size_bytes: int
     start: int = 0
     end: int = 1
+    alignment: int = 1
 
 
 @dataclass(frozen=True, slots=True)

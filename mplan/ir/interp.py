@@ -19,11 +19,13 @@ from mplan.ir.execution import (
     named_inputs,
     overlay,
     shares_storage,
+    torch_dtype,
 )
-from mplan.ir.graph import Carry, Concat, Graph, Loop, Value, Window
+from mplan.ir.graph import Alias, Carry, Concat, Graph, Loop, Value, Window, tensor_type
 from mplan.ir.loops import slice_bounds, tiles
 from mplan.ir.ops import bind_arg, bound_args
 from mplan.ir.storage import storages
+from mplan.ir.stream_run import ring_memory, run_stream
 from mplan.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ def execute(graph: Graph, values: Mapping[str, Any], symbols: Mapping[str, int])
         operands = [env[name] for name in op.operands]
         for value, result in zip(op.results, results, strict=True):
             if value is not None:
-                env[value.name] = _settle(value, result, operands, env, symbols)
+                alias = None if op.loop else value.alias
+                env[value.name] = _settle(value, alias, result, operands, env, symbols)
         for name in dying.get(index, ()):
             del env[name]
     return tuple(bind_arg(arg, env, symbols) for arg in graph.outputs)
@@ -95,15 +98,19 @@ def _last_uses(graph: Graph) -> dict[int, list[str]]:
 
 def _settle(
     value: Value,
+    alias: Alias | None,
     result: Any,
     operands: Iterable[Any],
     env: Mapping[str, Any],
     symbols: Mapping[str, int],
 ) -> Any:
-    """``result`` as ``value`` states it: in its layout, and in fresh bytes or those of its alias."""
+    """``result`` as ``value`` states it: in its layout, and in fresh bytes or those of ``alias``.
+
+    A loop's result always gets fresh bytes here: its alias may lie outside of its operand.
+    """
     if not isinstance(value.type, TensorType):
         return result
-    type_, alias = value.type.bound(symbols), value.alias
+    type_ = value.type.bound(symbols)
     if alias is None:
         own = result.clone() if shares_storage(result, operands) else result
         return laid_out(own, type_)
@@ -119,8 +126,10 @@ def _settle(
 def run_loop(loop: Loop, operands: tuple[Any, ...], symbols: Mapping[str, int]) -> tuple[Any, ...]:
     """The results of ``loop``, tile by tile; ``operands`` are those of ``Op.operands``, in order.
 
-    Positions of a window outside of its operand read as zero.
+    Positions of a window outside of its operand read as zero. A stream works in fresh rings.
     """
+    if loop.stream:
+        return _fresh_stream(loop, operands, symbols)
     seen, states = operands[: len(loop.windows)], list(operands[len(loop.windows) :])
     names = [item.value.name for item in loop.body.inputs]
     whole: list[Any] = [None] * len(loop.results)
@@ -137,6 +146,18 @@ def run_loop(loop: Loop, operands: tuple[Any, ...], symbols: Mapping[str, int]) 
             else:
                 whole[i] = _put(whole[i], out, loop, result, tile)
     return tuple(whole)
+
+
+def _fresh_stream(loop: Loop, operands: tuple[Any, ...], symbols: Mapping[str, int]) -> tuple[Any, ...]:
+    import torch
+
+    table = loop.body.value_table
+    types = (tensor_type(table[name]) for name in loop.body.output_names)
+    results = [
+        torch.empty([n for n in t.shape if isinstance(n, int)], dtype=torch_dtype(t)) for t in types
+    ]
+    run_stream(loop, operands, results, ring_memory(loop), symbols)
+    return tuple(results)
 
 
 def _window(tensor: Any, window: Window, tile: Mapping[str, int]) -> Any:

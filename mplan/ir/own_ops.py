@@ -171,9 +171,12 @@ def _loop_macs(op: Op, types: Mapping[str, Type]) -> int:
 def _over_tiles(op: Op, count: str) -> int:
     """The count of the body's ops, summed over all tiles."""
     from mplan.ir.ops import lookup
+    from mplan.ir.rings import stream_work
     from mplan.ir.specialize import specialize
 
     assert op.loop is not None
+    if op.loop.stream:
+        return stream_work(op.loop, lambda o, types: int(getattr(lookup(o.kind), count)(o, types)))
     total = 0
     for tile, times in tile_shapes(op.loop):
         body = specialize(op.loop.body, tile)

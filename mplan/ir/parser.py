@@ -10,7 +10,7 @@ Grammar, by recursive descent (``NAME`` may be quoted)::
     type    = DTYPE "[" [dim {"," dim}] "]" ["<" [dim {"," dim}] ">"] | "int" | "float" | "bool"
     dim     = INT | "{" EXPRESSION "}"
     op      = [result {"," result} "="] KIND "(" [NAME "=" arg {"," NAME "=" arg}] ")"
-              ["scratch" "(" INT ["in" INT "to" INT] {","…} ")"]
+              ["scratch" "(" INT ["align" INT] ["in" INT "to" INT] {","…} ")"]
               ["births" "(" INT {"," INT} ")"] ["loop" loop]
               ["loc" "(" [STRING ":" INT] ["in" STRING] ")"]
     result  = "_" | value
@@ -18,7 +18,7 @@ Grammar, by recursive descent (``NAME`` may be quoted)::
             | "dtype" "(" DTYPE ")" | "{" EXPRESSION "}" | "[" [arg {"," arg}] "]"
     loop    = "{" {"axis" NAME "=" INT "by" INT} {"in" "%" NAME ["[" slice {";" slice} "]"]}
               {"out" ("carry" "%" NAME | "concat" "[" [INT "by" NAME {";" INT "by" NAME}] "]")}
-              "body" graph "}"
+              ["stream" ("row" | "pixel") ["up"] {"ring" "%" NAME INT ["and" INT]}] "body" graph "}"
     slice   = INT "by" NAME ["scale" INT] ["offset" INT] ["extent" INT]
 """
 
@@ -41,9 +41,11 @@ from mplan.ir.graph import (
     Loop,
     Op,
     Ref,
+    Ring,
     Role,
     Scratch,
     Slice,
+    Stream,
     Value,
     Window,
 )
@@ -199,11 +201,13 @@ class _Parser:
 
     def scratch(self) -> Scratch:
         size = self.scan.integer("the bytes of scratch memory")
+        alignment = self.scan.integer("an alignment") if self.scan.accept_word("align") else 1
         if not self.scan.accept_word("in"):
-            return Scratch(size)
+            return Scratch(size, alignment=alignment)
         start = self.scan.integer("the first phase")
         self.scan.expect_word("to")
-        return Scratch(size, start, self.scan.integer("the phase after the last one"))
+        end = self.scan.integer("the phase after the last one")
+        return Scratch(size, start, end, alignment)
 
     def birth(self) -> int:
         return self.scan.integer("the phase in which a result is claimed")
@@ -270,10 +274,25 @@ class _Parser:
             windows.append(Window(window, slices))
         while scan.accept_word("out"):
             results.append(self.loop_result())
+        stream = self.stream() if scan.accept_word("stream") else None
         scan.expect_word("body", "a loop lists its axes, then in, then out, then the body")
         body = self.graph()
         scan.expect("}")
-        return Loop(tuple(axes), tuple(windows), tuple(results), body)
+        return Loop(tuple(axes), tuple(windows), tuple(results), body, stream)
+
+    def stream(self) -> Stream:
+        scan = self.scan
+        if not scan.at_word("row", "pixel"):
+            raise scan.fail("row or pixel", "a stream is written: stream row up, then its rings")
+        unit = cast(Literal["row", "pixel"], scan.word("a unit"))
+        up = scan.accept_word("up")
+        rings = []
+        while scan.accept_word("ring"):
+            value = self.ref()
+            rows = scan.integer("the rows that stay")
+            pixels = scan.integer("the pixels that stay") if scan.accept_word("and") else 0
+            rings.append(Ring(value, rows, pixels))
+        return Stream(unit, tuple(rings), up)
 
     def axis(self) -> Axis:
         name = self.scan.name("the axis' name")

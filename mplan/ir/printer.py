@@ -26,6 +26,7 @@ from mplan.ir.graph import (
     Loop,
     Op,
     Ref,
+    Ring,
     Scratch,
     Slice,
     Value,
@@ -131,7 +132,8 @@ def _input(item: Input) -> str:
 
 def _scratch(scratch: Scratch) -> str:
     phases = "" if (scratch.start, scratch.end) == (0, 1) else f" in {scratch.start} to {scratch.end}"
-    return f"{scratch.size_bytes}{phases}"
+    aligned = f" align {scratch.alignment}" if scratch.alignment != 1 else ""
+    return f"{scratch.size_bytes}{aligned}{phases}"
 
 
 def _loc(loc: Loc) -> str:
@@ -151,8 +153,16 @@ def _loop(loop: Loop, indent: str) -> str:
         lines.append(f"in {_ref(window.operand)}" + (f" [{slices}]" if slices else ""))
     for result in loop.results:
         lines.append(_loop_result(result))
+    if loop.stream:
+        lines.append(f"stream {loop.stream.unit}" + (" up" if loop.stream.up else ""))
+        lines += [_ring(ring) for ring in loop.stream.rings]
     lines.append("body " + print_graph(loop.body, inner))
     return "loop {\n" + "".join(f"{inner}{line}\n" for line in lines) + indent + "}"
+
+
+def _ring(ring: Ring) -> str:
+    pixels = f" and {ring.pixels}" if ring.pixels else ""
+    return f"ring {_ref(ring.value)} {ring.rows}{pixels}"
 
 
 def _slice(s: Slice) -> str:

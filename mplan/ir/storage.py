@@ -7,7 +7,8 @@ problem; each op becomes a step. Views move no bytes, so they touch nothing and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from mplan.ir.graph import Graph, Input, Op, Value
 from mplan.ir.plan import Buffer, BufferKind, Problem, Region, Step
@@ -36,10 +37,14 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Storages:
-    """``root[name]`` is the value that owns the bytes of value ``name``; ``nbytes[root]`` how many."""
+    """``root[name]`` is the value that owns the bytes of value ``name``; ``nbytes[root]`` how many.
+
+    ``lead[root]`` of them lie before its first byte: streams may begin results before their operands.
+    """
 
     root: Mapping[str, str]
     nbytes: Mapping[str, int]
+    lead: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,10 @@ class Lowered:
     ``buffer_of[root value]`` and ``scratch_of[op index]`` name buffers, the latter in the order of
     ``Op.scratch``; ``op_of[step]`` is the index of the op whose phase the step is. Storages that are
     not planned (the caller's inputs and weights) are absent.
+
+    A storage in which streams follow their operands is several buffers, one behind the other, that
+    live as long as a value lies in them. ``pieces[value]`` then tells the buffer in which a value
+    begins, and the bytes of the storage before that buffer; ``buffer_of`` has the first one.
     """
 
     problem: Problem
@@ -56,6 +65,7 @@ class Lowered:
     scratch_of: Mapping[int, tuple[int, ...]]
     op_of: tuple[int, ...]
     storages: Storages
+    pieces: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def storages(graph: Graph) -> Storages:
@@ -64,6 +74,7 @@ def storages(graph: Graph) -> Storages:
     root: dict[str, str] = {}
     end: dict[str, int] = {}
     start: dict[str, int] = {}
+    lead: dict[str, int] = {}
     for value in graph.values:
         alias = value.alias
         root[value.name] = root[alias.of] if alias else value.name
@@ -71,7 +82,8 @@ def storages(graph: Graph) -> Storages:
         start[value.name] = offset
         owner = root[value.name]
         end[owner] = max(end.get(owner, 0), offset + _nbytes(value, table))
-    return Storages(root, end)
+        lead[owner] = max(lead.get(owner, 0), -offset)
+    return Storages(root, {owner: end[owner] + lead[owner] for owner in end}, lead)
 
 
 def _nbytes(value: Value, table: Mapping[str, Symbol]) -> int:
@@ -97,6 +109,9 @@ class _Lowering:
     buffer_of: dict[str, int] = field(default_factory=dict)
     scratch_of: dict[int, tuple[int, ...]] = field(default_factory=dict)
     op_of: list[int] = field(default_factory=list)
+    pieces: dict[str, tuple[int, int]] = field(default_factory=dict)
+    touched: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    adjacent: list[tuple[int, ...]] = field(default_factory=list)
 
     def run(self) -> Lowered:
         graph = self.graph
@@ -113,8 +128,9 @@ class _Lowering:
                     kind: BufferKind = "output" if value.name in outputs else "intermediate"
                     self._add(value, found, self.layout.arena, kind, outputs, op=op)
         steps = self._steps(found)
-        problem = Problem(graph.name, self.layout.regions, tuple(self.buffers), steps)
-        return Lowered(problem, self.buffer_of, self.scratch_of, tuple(self.op_of), found)
+        buffers, adjacent = tuple(self.buffers), tuple(self.adjacent)
+        problem = Problem(graph.name, self.layout.regions, buffers, steps, adjacent)
+        return Lowered(problem, self.buffer_of, self.scratch_of, tuple(self.op_of), found, self.pieces)
 
     def _input_region(self, item: Input) -> Region | None:
         return self.layout.inputs if item.role == "input" else self.layout.weights
@@ -133,20 +149,53 @@ class _Lowering:
         shape, _, _ = print_type(value.type).partition("<")
         self.buffer_of[value.name] = len(self.buffers)
         pinned = kind == "weight" or value.name in outputs
-        self.buffers.append(
-            Buffer(
-                name=value.name,
-                size_bytes=found.nbytes[value.name],
-                regions=(region.name,),
-                alignment=value.type.dtype.itemsize if isinstance(value.type, TensorType) else 1,
-                kind=kind,
-                live_in=live_in,
-                live_out=pinned,
-                shape=shape[shape.index("[") :],
-                dtype=shape[: shape.index("[")],
-                where=str(op.loc) if op and op.loc else "",
-            )
+        whole = Buffer(
+            name=value.name,
+            size_bytes=found.nbytes[value.name],
+            regions=(region.name,),
+            alignment=value.type.dtype.itemsize if isinstance(value.type, TensorType) else 1,
+            kind=kind,
+            live_in=live_in,
+            live_out=pinned,
+            shape=shape[shape.index("[") :],
+            dtype=shape[: shape.index("[")],
+            where=str(op.loc) if op and op.loc else "",
         )
+        ranges = _ranges(self.graph, value.name, found)
+        if ranges:
+            self._split(whole, ranges)
+        else:
+            self.buffers.append(whole)
+
+    def _split(self, whole: Buffer, ranges: Mapping[str, tuple[int, int]]) -> None:
+        """Add a storage as buffers, one behind the other, at whose ends no value is cut."""
+        cuts = sorted({cut for span in ranges.values() for cut in span})
+        first = len(self.buffers)
+        returned = set(self.graph.output_names)
+        for number, (start, end) in enumerate(pairwise(cuts)):
+            inside = {n for n, span in ranges.items() if span[0] <= start and end <= span[1]}
+            piece = replace(
+                whole,
+                name=f"{whole.name}.{number}",
+                size_bytes=end - start,
+                live_in=whole.live_in and whole.name in inside,
+                live_out=bool(inside & returned),
+                shape=f"[{end - start}]",
+                dtype="u8",
+            )
+            self.buffers.append(piece)
+        for name, (start, end) in ranges.items():
+            begin, stop = cuts.index(start), cuts.index(end)
+            self.pieces[name] = (first + begin, start)
+            self.touched[name] = tuple(range(first + begin, first + stop))
+        self.adjacent.append(tuple(range(first, first + len(cuts) - 1)))
+
+    def _buffers(self, name: str, found: Storages) -> tuple[int, ...]:
+        """The buffers in which a value lies; none if it is not planned."""
+        if name in self.touched:
+            return self.touched[name]
+        root = found.root[name]
+        return (self.buffer_of[root],) if root in self.buffer_of else ()
 
     def _steps(self, found: Storages) -> tuple[Step, ...]:
         order = _Precedence(found)
@@ -171,15 +220,15 @@ class _Lowering:
         scratch: tuple[int, ...],
         found: Storages,
     ) -> Step:
-        used = [] if op.is_view else [found.root[name] for name in op.operands]
-        written = [] if op.is_view else _born(op, phase, found)
+        used = () if op.is_view else op.operands
+        written = [] if op.is_view else _born(op, phase)
         temporaries = zip(scratch, op.scratch, strict=True)
-        writes = {self.buffer_of[r] for r in written if r in self.buffer_of}
+        writes = {buffer for name in written for buffer in self._buffers(name, found)}
         writes |= {buffer for buffer, s in temporaries if s.start <= phase < s.end}
         name = op.values[0].name if op.values else f"{op.kind}#{index}"
         return Step(
             name=name if op.phases == 1 else f"{name}.{phase}",
-            reads=tuple(sorted({self.buffer_of[r] for r in used if r in self.buffer_of})),
+            reads=tuple(sorted({b for name in used for b in self._buffers(name, found)})),
             writes=tuple(sorted(writes)),
             after=after,
             kind=op.kind,
@@ -193,15 +242,34 @@ class _Lowering:
         regions = (self.layout.arena.name,)
         for i, s in enumerate(op.scratch):
             label = f"{name}.scratch{i}"
-            self.buffers.append(Buffer(label, s.size_bytes, regions, kind="scratch", where=where))
+            self.buffers.append(
+                Buffer(label, s.size_bytes, regions, s.alignment, kind="scratch", where=where)
+            )
         self.scratch_of[index] = tuple(range(first, len(self.buffers)))
         return self.scratch_of[index]
 
 
-def _born(op: Op, phase: int, found: Storages) -> list[str]:
-    """The storages of the results that exist in ``phase``."""
+def _born(op: Op, phase: int) -> list[str]:
+    """The results that exist in ``phase``."""
     numbered = ((n, v) for n, v in enumerate(op.results) if v is not None)
-    return [found.root[v.name] for n, v in numbered if op.birth(n) <= phase]
+    return [v.name for n, v in numbered if op.birth(n) <= phase]
+
+
+def _ranges(graph: Graph, root: str, found: Storages) -> dict[str, tuple[int, int]]:
+    """The bytes of each value in the storage of ``root`` if a stream's result follows an operand in it;
+    else nothing."""
+    members = [v for v in graph.values if found.root[v.name] == root]
+    streams = {v.name for op in graph.ops if op.loop and op.loop.stream for v in op.values}
+    if not any(v.alias and v.name in streams for v in members):
+        return {}
+    ranges: dict[str, tuple[int, int]] = {}
+    for value in members:
+        assert isinstance(value.type, TensorType)
+        base = ranges[value.alias.of][0] if value.alias else found.lead[root]
+        offset = value.alias.offset_bytes if value.alias else 0
+        assert isinstance(offset, int)
+        ranges[value.name] = (base + offset, base + offset + value.type.nbytes)
+    return ranges
 
 
 class _Precedence:

@@ -120,7 +120,7 @@ class _Verifier:
 
     def _phases(self, op: Op, label: str) -> None:
         for s in op.scratch:
-            if s.size_bytes < 0 or not 0 <= s.start < s.end:
+            if s.size_bytes < 0 or s.alignment < 1 or not 0 <= s.start < s.end:
                 scratch = f"{s.size_bytes} B of scratch in phases [{s.start}, {s.end})"
                 self.add("MP104", f"{label} has {scratch}", op)
         if op.births and (len(op.births) != len(op.results) or min(op.births) < 0):
@@ -247,7 +247,8 @@ def _alias_fault(value: Value, op: Op | None, extents: Mapping[str, _Extent]) ->
     owner = extents[here.root]
     where = op.loc.where() if op and op.loc else None
     label = describe(op) if op else f"input %{value.name}"
-    if here.end > here.start and (here.start < 0 or here.end > owner.end):
+    moves = op is not None and op.loop is not None and op.loop.stream is not None
+    if here.end > here.start and (here.start < 0 or here.end > owner.end) and not moves:
         bytes_ = f"bytes [{here.start:,}, {here.end:,})"
         message = f"{label} shares {bytes_} of %{here.root}, which has {owner.end:,} B"
         yield Fault("MP104", message, where)

@@ -10,19 +10,22 @@ from mplan.ir.graph import Carry, Concat, Graph, Loop, Op, Ref, Window
 from mplan.ir.loops import axis_symbols, tile_shapes, window_type
 from mplan.ir.printer import print_type
 from mplan.ir.types import Symbol, TensorType, Type
+from mplan.ir.verify_stream import stream_faults
 
 
 def loop_faults(op: Op, loop: Loop, types: Mapping[str, Type], graph: Graph) -> Iterator[str]:
     """Everything that is wrong with ``loop``, whose operands have ``types``, but its body's inside."""
     structural = (*_axes(loop), *_windows(loop, types), *_results(op, loop), *_interface(loop))
     yield from structural
-    if not structural:
+    if not structural and loop.stream:
+        yield from stream_faults(op, loop, loop.stream, types, graph)
+    elif not structural:
         yield from _symbols(loop, graph)
         yield from _types(op, loop, types, graph)
 
 
 def _axes(loop: Loop) -> Iterator[str]:
-    if not loop.axes:
+    if not loop.axes and not loop.stream:
         yield "the loop has no axis"
     for axis in loop.axes:
         if not axis.name.isidentifier() or not axis.name.isascii() or axis.name in ("max", "min"):

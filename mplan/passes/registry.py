@@ -22,6 +22,7 @@ PASSES = {
     "drop_unused": "mplan.passes.drop_unused:DropUnused",
     "fuse_attention": "mplan.passes.fuse_attention:FuseAttention",
     "tile_attention": "mplan.passes.tile_attention:TileAttention",
+    "stream": "mplan.passes.stream:StreamRows",
     "inplace": "mplan.passes.inplace:Inplace",
     "profile_scratch": "mplan.runtime.profile:ProfileScratch",
     "schedule": "mplan.passes.schedule_ops:ScheduleOps",

@@ -1,0 +1,189 @@
+"""The memory of a stream: its rings, and how closely a result may follow the operand that it replaces.
+
+Both derive from the order of the stream (``mplan.ir.streaming``); the verifier holds the rings and
+aliases of a graph against them, and the pass that makes streams takes them from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+
+from mplan.ir.geometry import Span
+from mplan.ir.graph import Concat, Loop, Op, Ring
+from mplan.ir.loops import tiles
+from mplan.ir.storage import storages
+from mplan.ir.streaming import Flow, Line, Simulation, flow_of
+from mplan.ir.types import TensorType, Type
+
+#: Sums of a reduction are kept in elements of at least this size.
+SUM_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """A ring in numbers: the positions of a full ``row`` of it, all its ``positions``, and bytes."""
+
+    row: int
+    positions: int
+    size_bytes: int
+
+
+def position_bytes(type_: TensorType, size: tuple[int, int]) -> int:
+    """The bytes at one row and column of a tensor with ``size`` rows and columns."""
+    return prod(n for n in type_.shape if isinstance(n, int)) * type_.dtype.itemsize // prod(size)
+
+
+def tile_spans(loop: Loop, flow: Flow, tile: Mapping[str, int]) -> tuple[Span | None, Span | None]:
+    """The rows and columns of the results in ``tile``; None stands for all of them."""
+    spans: dict[int, Span] = {}
+    root = storages(loop.body).root
+    rules = {n.out: n.rules for n in flow.nodes}
+    for result, out in zip(loop.results, loop.body.output_names, strict=True):
+        if isinstance(result, Concat):
+            for dim, axis in zip(result.dims, result.axes, strict=True):
+                which = rules[root[out]][0].dims.index(dim)
+                spans[which] = (tile[axis], tile[axis] + tile[f"{axis}_len"])
+    return spans.get(0), spans.get(1)
+
+
+def lines_of(loop: Loop, flow: Flow) -> list[tuple[Line, Line]]:
+    """Rows and columns of every tile, in order; the columns of a stream by rows always ascend."""
+    assert loop.stream is not None
+    found = []
+    for tile in tiles(loop):
+        rows, cols = tile_spans(loop, flow, tile)
+        back = loop.stream.up and loop.stream.unit == "pixel"
+        found.append((Line(flow, 0, rows, loop.stream.up), Line(flow, 1, cols, back)))
+    return found
+
+
+def ring_needs(loop: Loop) -> tuple[Ring, ...]:
+    """The least rings that the stream works with, in the order of their values in the body."""
+    assert loop.stream is not None
+    flow = flow_of(loop)
+    pixelwise = loop.stream.unit == "pixel"
+    rows: dict[str, tuple[int, bool]] = {}
+    pixels: dict[str, tuple[int, bool]] = {}
+    distinct = {
+        (*(tuple(sorted(line.part.items())) for line in pair),): pair for pair in lines_of(loop, flow)
+    }
+    for down, across in distinct.values():
+        for name, count in Simulation(down, pixelwise).stay.items():
+            rows[name] = max(rows.get(name, count), count)
+        if pixelwise:
+            for name, count in Simulation(across, False).stay.items():
+                pixels[name] = max(pixels.get(name, count), count)
+    single = flow.passed_on().keys() | {n.out for n in flow.nodes if n.reduces}
+    found = []
+    for node in flow.nodes:
+        name = node.out
+        if name in single:
+            found.append(Ring(name, 0, 1))
+        elif name not in flow.results:
+            whole, part = rows.get(name, (0, True))
+            columns = sum(pixels.get(name, (0, True)))
+            more = columns if part else 0
+            found.append(Ring(name, whole, more) if pixelwise else Ring(name, whole + part))
+    return tuple(found)
+
+
+def capacities(loop: Loop) -> dict[str, Capacity]:
+    """The sizes of the stream's rings, by value."""
+    assert loop.stream is not None
+    flow = flow_of(loop)
+    lines = lines_of(loop, flow)
+    types = loop.body.value_table
+    sums = {n.out for n in flow.nodes if n.reduces}
+    found = {}
+    for ring in loop.stream.rings:
+        type_ = types[ring.value].type
+        assert isinstance(type_, TensorType)
+        size = flow.sizes[ring.value]
+        row = max(across.width(ring.value) for _, across in lines)
+        each = position_bytes(type_, size)
+        if ring.value in sums:
+            each = each // type_.dtype.itemsize * max(type_.dtype.itemsize, SUM_BYTES)
+        positions = ring.rows * row + ring.pixels
+        found[ring.value] = Capacity(row, positions, positions * each)
+    return found
+
+
+def distance(loop: Loop, operand: str, result: str) -> int | None:
+    """How many bytes before the operand the result must begin to follow it through the same memory.
+
+    Both lie in rows of pixels; ``operand`` is an input of the body. For a stream that goes ``up`` it
+    is how many bytes after the operand's end the result must end. It may be negative. None if the
+    stream has several tiles, or keeps what it reads of the operand until the end.
+    """
+    assert loop.stream is not None
+    if loop.axes:
+        return None
+    flow = flow_of(loop)
+    types = loop.body.value_table
+    source, target = types[operand].type, types[result].type
+    if operand not in flow.sizes or operand in flow.maker or result not in flow.maker:
+        return None
+    assert isinstance(source, TensorType) and isinstance(target, TensorType)
+    moved = position_bytes(source, flow.sizes[operand])
+    made = position_bytes(target, flow.sizes[result])
+    (down, across), *_ = lines_of(loop, flow)
+    pixelwise = loop.stream.unit == "pixel"
+    rows = Simulation(down, pixelwise, (operand,))
+    columns = Simulation(across, False, (operand,)) if pixelwise else None
+    return follow(rows, columns, operand, result, (moved, made))
+
+
+def follow(
+    rows: Simulation,
+    columns: Simulation | None,
+    operand: str,
+    result: str,
+    pixel_bytes: tuple[int, int],
+    stages: Collection[int] | None = None,
+) -> int:
+    """The distance, from what a walk needs of rows and, if it goes by pixels, of columns.
+
+    ``pixel_bytes`` are those of a pixel of the operand and of the result. Of the stages that read the
+    operand only ``stages`` count, if they are given.
+    """
+    moved, made = pixel_bytes
+    flow = rows.flow
+    read, written = flow.sizes[operand][1] * moved, flow.sizes[result][1] * made
+    fronts = list(_fronts(rows, operand, result, stages))
+    if columns is None:
+        return max((step + 1) * written - first * read for step, first, _ in fronts)
+    partly = max(
+        (step + 1) * made - first * moved
+        for step, first, _ in _fronts(columns, operand, result, stages)
+    )
+    return max(
+        step * written - first * read + (written if again else partly) for step, first, again in fronts
+    )
+
+
+def _fronts(
+    walk: Simulation, operand: str, result: str, stages: Collection[int] | None
+) -> Iterator[tuple[int, int, bool]]:
+    """Steps of the result, each with the first position of the operand that is still read."""
+    first, end = walk.line.part[operand]
+    before = walk.flow.sizes[operand][walk.line.dim] - end if walk.line.up else first
+    for step, front in enumerate(walk.fronts[result]):
+        for (name, stage), (position, again) in front.items():
+            if name == operand and (stages is None or stage in stages):
+                yield step, before + position, again
+
+
+def stream_work(loop: Loop, cost: Callable[[Op, Mapping[str, Type]], int]) -> int:
+    """What a stream costs when each op costs as much per position as it does as a whole."""
+    flow = flow_of(loop)
+    types = {v.name: v.type for v in loop.body.values}
+    costs = [sum(cost(op, types) for op in node.ops) for node in flow.nodes]
+    total = Fraction(0)
+    for lines in lines_of(loop, flow):
+        for node, whole in zip(flow.nodes, costs, strict=True):
+            area = prod(end - first for first, end in (line.span(node) for line in lines))
+            total += Fraction(whole * area, prod(node.steps))
+    return int(total)

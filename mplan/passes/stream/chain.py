@@ -1,0 +1,101 @@
+"""A graph as a chain of units, between any two of which a stream may end, and the lives of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from mplan.ir.graph import Graph, Op
+from mplan.ir.ops import lookup
+from mplan.ir.storage import Storages, storages
+from mplan.ir.streaming import Node, nodes_of
+from mplan.ir.types import TensorType, Type
+from mplan.ir.verify_stream import lies_by_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Ops that stay together and their multiply-accumulates; ``node`` is None if they have no rows."""
+
+    ops: tuple[Op, ...]
+    node: Node | None
+    macs: int
+
+
+class Chain:
+    """The units of a graph in order, with the life of every storage that takes memory.
+
+    A storage is ``born`` at a unit (-1: before the first) and needed up to unit ``last`` (their number:
+    it is returned). Of ``pushed`` inputs rows arrive one by one; ``held`` ones lie in memory whole.
+    """
+
+    def __init__(self, graph: Graph, held: frozenset[str], pushed: frozenset[str]):
+        self.graph, self.held, self.pushed = graph, held, pushed
+        self.found: Storages = storages(graph)
+        self.types: dict[str, Type] = {v.name: v.type for v in graph.values}
+        self.units = tuple(_units(graph, self.found, self.types))
+        self.born: dict[str, int] = dict.fromkeys(held, -1)
+        self.last: dict[str, int] = {}
+        self.readers: dict[str, set[int]] = {}
+        for index, unit in enumerate(self.units):
+            for op in unit.ops:
+                self._use(op, index)
+        for name in graph.output_names:
+            self.last[self.found.root[name]] = len(self.units)
+
+    def _use(self, op: Op, index: int) -> None:
+        for value in op.values:
+            root = self.found.root[value.name]
+            self.last[root] = index
+            if value.alias is None:
+                self.born[root] = index
+        for name in op.operands:
+            root = self.found.root[name]
+            self.last[root] = index
+            self.readers.setdefault(root, set()).add(index)
+
+    def nbytes(self, name: str) -> int:
+        """The bytes of a storage."""
+        return self.found.nbytes[name]
+
+    def around(self, first: int, end: int) -> tuple[int, list[str], list[str]]:
+        """The bytes that live on past units ``[first, end)``, the storages that die there, and those
+        that they yield."""
+        kept, dying, made = 0, [], []
+        for name, born in self.born.items():
+            last = self.last.get(name, born)
+            if born < first and last >= end:
+                kept += self.nbytes(name)
+            elif born < first <= last:
+                dying.append(name)
+            elif first <= born < end and (last >= end or last == born):
+                made.append(name)
+        return kept, dying, made
+
+    def by_rows(self, name: str) -> bool:
+        """Whether a storage may lie by rows of pixels: nothing but streams sees where it lies."""
+        type_ = self.types[name]
+        if not isinstance(type_, TensorType) or len(type_.shape) != 4 or type_.shape[0] != 1:
+            return False
+        if lies_by_rows(type_):
+            return True
+        seen = self.last.get(name, -1) < len(self.units) and self.born.get(name, -1) >= 0
+        users = [self.born.get(name, -1), *self.readers.get(name, ())]
+        return seen and all(self.units[u].node is not None for u in users)
+
+
+def _units(graph: Graph, found: Storages, types: Mapping[str, Type]) -> Iterator[Unit]:
+    nodes = {node.out: node for node in nodes_of(graph)}
+    done: set[str] = set()
+    for op in graph.ops:
+        root = found.root[op.result.name] if op.values else ""
+        node = None if op.is_view else nodes.get(root)
+        if node is None:
+            yield Unit((op,), None, _macs((op,), types))
+        elif root not in done:
+            done.add(root)
+            yield Unit(node.ops, node if node.rules else None, _macs(node.ops, types))
+
+
+def _macs(ops: tuple[Op, ...], types: Mapping[str, Type]) -> int:
+    return sum(lookup(op.kind).macs(op, types) for op in ops)

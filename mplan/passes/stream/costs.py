@@ -1,0 +1,215 @@
+"""What it costs to run an interval of a chain as one stream: bytes and multiply-accumulates.
+
+The order of a stream is that of its last unit: what it needs of rows and columns holds for every
+interval that ends there, so that one simulation per end serves all beginnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from mplan.ir.geometry import grid
+from mplan.ir.rings import SUM_BYTES, follow, position_bytes
+from mplan.ir.streaming import Flow, Line, Node, Simulation
+from mplan.ir.types import TensorType
+from mplan.passes.stream.build import Choice
+from mplan.passes.stream.chain import Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A way to run an interval: the bytes that live meanwhile, and its multiply-accumulates.
+
+    ``choice`` is None for a unit that is no stream. The result may lie in the memory of ``replaced``,
+    if that is not empty; ``apart_bytes`` live meanwhile if it lies elsewhere.
+    """
+
+    peak_bytes: int
+    macs: int
+    choice: Choice | None = None
+    replaced: str = ""
+    apart_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be chosen: streams by row, by pixel, and up to so many strips of columns."""
+
+    rows: bool = True
+    pixels: bool = True
+    strips: int = 8
+
+
+def options(chain: Chain, limits: Limits) -> dict[tuple[int, int], list[Option]]:
+    """The ways to run units ``[first, end)``, for every such interval that can run."""
+    found: dict[tuple[int, int], list[Option]] = {}
+    for end in range(1, len(chain.units) + 1):
+        if chain.units[end - 1].node is None:
+            kept, dying, made = chain.around(end - 1, end)
+            peak = kept + sum(chain.nbytes(n) for n in (*dying, *made))
+            found[end - 1, end] = [Option(peak, chain.units[end - 1].macs)]
+        else:
+            for first, ways in _Ending(chain, end, limits).intervals():
+                found[first, end] = ways
+    return found
+
+
+class _Ending:
+    """All streams whose last unit is ``end - 1``."""
+
+    def __init__(self, chain: Chain, end: int, limits: Limits):
+        self.chain, self.end, self.limits = chain, end, limits
+        low = end - 1
+        while low > 0 and chain.units[low - 1].node is not None:
+            low -= 1
+        self.low = low
+        self.nodes: list[Node] = [u.node for u in chain.units[low:end] if u.node is not None]
+        self.out = self.nodes[-1].out
+        made = (n.out for n in self.nodes)
+        results = [n for n in made if n == self.out or chain.last[n] >= end]
+        sizes, loads = self._sources()
+        self.flow = Flow([*loads, *self.nodes], results, sizes)
+        self.single = self.flow.passed_on().keys() | {n.out for n in self.nodes if n.reduces}
+        watched = tuple(self.flow.sizes)
+        down, self.across = Line(self.flow, 0, None, False), Line(self.flow, 1, None, False)
+        self.rows = Simulation(down, False, watched)
+        self.inner = Simulation(down, True, watched)
+        self.columns = Simulation(self.across, False, watched)
+        self.strips = {w: self._widths(w) for w in self._strip_widths()}
+
+    def _sources(self) -> tuple[dict[str, tuple[int, int]], list[Node]]:
+        """Rows and columns of what is read from outside; pushed inputs are nodes that load it."""
+        sizes = {}
+        for node in self.nodes:
+            for rule in node.rules:
+                for read in node.reads:
+                    type_ = self.chain.types[read.source]
+                    assert isinstance(type_, TensorType)
+                    sizes[read.source] = grid(type_, rule.dims)
+        pushed = [name for name in sizes if name in self.chain.pushed]
+        return sizes, [Node(name, (), (), sizes[name], sizes[name]) for name in pushed]
+
+    def _strip_widths(self) -> list[int]:
+        columns = self.nodes[-1].grid[1]
+        counts = range(2, min(self.limits.strips, columns) + 1)
+        found = [] if self.nodes[-1].reduces else [-(-columns // n) for n in counts]
+        return list(dict.fromkeys(found))
+
+    def _widths(self, width: int) -> tuple[dict[str, int], dict[str, int]]:
+        """In strips of ``width``: the columns of each storage's widest part, and of all its parts."""
+        widest: dict[str, int] = {}
+        total: dict[str, int] = {}
+        columns = self.nodes[-1].grid[1]
+        for start in range(0, columns, width):
+            line = Line(self.flow, 1, (start, min(start + width, columns)), False)
+            for name, (low, high) in line.part.items():
+                widest[name] = max(widest.get(name, 0), high - low)
+                total[name] = total.get(name, 0) + high - low
+        return widest, total
+
+    def intervals(self) -> Iterator[tuple[int, list[Option]]]:
+        """The options of each interval that ends here, the shortest first."""
+        ways = [
+            (unit, 0) for unit, use in (("row", self.limits.rows), ("pixel", self.limits.pixels)) if use
+        ]
+        ways += [(unit, w) for w in self.strips for unit, _ in ways]
+        rings = dict.fromkeys(ways, 0)
+        work = dict.fromkeys([0, *self.strips], Fraction(0))
+        for first in range(self.end - 1, self.low - 1, -1):
+            node = self.nodes[first - self.low]
+            unit = self.chain.units[first]
+            for way in ways:
+                rings[way] += self._ring(node, *way)
+            for width in work:
+                work[width] += unit.macs * self._share(node, width)
+            found = list(self._options(first, rings, work))
+            if found:
+                yield first, found
+
+    def _options(
+        self, first: int, rings: dict[tuple[str, int], int], work: dict[int, Fraction]
+    ) -> Iterator[Option]:
+        chain = self.chain
+        kept, dying, made = chain.around(first, self.end)
+        outside = kept + sum(chain.nbytes(n) for n in (*dying, *made))
+        nodes = self.nodes[first - self.low :]
+        read = {r.source for n in nodes for r in n.reads}
+        loads = [name for name in read if name in chain.pushed]
+        if any(min(chain.readers[n]) < first or chain.last[n] >= self.end for n in loads):
+            return
+        for (unit, width), inner in rings.items():
+            if width and (loads or made != [self.out]):
+                continue
+            inside = inner + sum(self._load(name, unit) for name in loads)
+            apart = outside + inside
+            macs = int(work[width])
+            pixelwise = unit == "pixel"
+            choice = Choice("pixel" if pixelwise else "row", False, width)
+            saved, replaced = (0, "") if width else self._overlap(first, dying, pixelwise)
+            yield Option(apart - saved, macs, choice, replaced, apart)
+
+    def _share(self, node: Node, width: int) -> Fraction:
+        """How often the node computes its result, in strips of ``width``."""
+        if not width or node.reduces:
+            return Fraction(1)
+        return Fraction(self.strips[width][1].get(node.out, 0), node.grid[1])
+
+    def _ring(self, node: Node, unit: str, width: int) -> int:
+        """The bytes of a node's ring; none for what the interval yields."""
+        type_ = self.chain.types[node.out]
+        assert isinstance(type_, TensorType)
+        pixel = position_bytes(type_, node.grid)
+        if node.reduces:
+            return pixel // type_.dtype.itemsize * max(type_.dtype.itemsize, SUM_BYTES)
+        if node.out in self.flow.results:
+            return 0
+        if node.out in self.single:
+            return pixel
+        return self._positions(node.out, unit, width) * pixel
+
+    def _positions(self, name: str, unit: str, width: int) -> int:
+        row = self.strips[width][0].get(name, 0) if width else self.across.width(name)
+        if unit == "row":
+            return sum(self.rows.stay.get(name, (0, True))) * row
+        whole, part = self.inner.stay.get(name, (0, True))
+        columns = sum(self.columns.stay.get(name, (0, True)))
+        return whole * row + (min(columns, row) if part else 0)
+
+    def _load(self, name: str, unit: str) -> int:
+        """The bytes of the ring of a pushed input."""
+        type_ = self.chain.types[name]
+        assert isinstance(type_, TensorType)
+        pixel = position_bytes(type_, self.flow.sizes[name])
+        return pixel if name in self.single else self._positions(name, unit, 0) * pixel
+
+    def _overlap(self, first: int, dying: list[str], pixelwise: bool) -> tuple[int, str]:
+        """The most bytes that the result saves in the memory of a storage that dies, and which."""
+        chain, best = self.chain, (0, "")
+        if self.nodes[-1].reduces or not chain.by_rows(self.out):
+            return best
+        made = chain.nbytes(self.out)
+        stages = [
+            index
+            for index, stage in enumerate(self.flow.stages)
+            if self.flow.nodes[stage.nodes[-1]] in self.nodes[first - self.low :]
+        ]
+        for name in dying:
+            if name not in self.flow.sizes or not chain.by_rows(name):
+                continue
+            moved = chain.nbytes(name)
+            pixels = tuple(
+                total // (size[0] * size[1])
+                for total, size in ((moved, self.flow.sizes[name]), (made, self.flow.sizes[self.out]))
+            )
+            columns = self.columns if pixelwise else None
+            walk = self.inner if pixelwise else self.rows
+            gap = follow(walk, columns, name, self.out, (pixels[0], pixels[1]), stages)
+            best = max(best, (moved + made - _span(gap, moved, made), name))
+        return best
+
+
+def _span(gap: int, moved: int, made: int) -> int:
+    """The bytes of both when the result begins ``gap`` bytes before the operand, or with it."""
+    return max(max(gap, 0) + moved, made)

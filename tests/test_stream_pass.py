@@ -1,0 +1,217 @@
+"""The pass that streams: planned bytes are the bytes used, and few enough."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mplan.capture import capture
+from mplan.diagnostics import CheckError, InfeasibleError, UserError
+from mplan.ir.graph import Graph, Value
+from mplan.ir.interp import run, run_in_arena
+from mplan.ir.ops import graph_macs
+from mplan.ir.parser import parse
+from mplan.ir.plan import Region
+from mplan.ir.storage import Layout
+from mplan.ir.types import DType, TensorType
+from mplan.ir.verify import verify
+from mplan.passes.allocate_buffers import AllocateBuffers
+from mplan.passes.base import Context
+from mplan.passes.registry import parse_pipeline
+from mplan.passes.stream import StreamRows
+from mplan.pipeline import run_passes
+from tests.mcunet import mobilenet_v2, network
+from tests.stream_nets import CLEAN, NETS, graph_of
+
+ARENA, FLASH = Region("sram"), Region("flash")
+
+
+def context(held: bool = False) -> Context:
+    return Context(Layout(ARENA, FLASH, ARENA if held else None))
+
+
+def clean(module: nn.Module, size: int) -> Graph:
+    """The graph of a network of images that lie by rows of pixels."""
+    image = torch.zeros(1, 3, size, size).to(memory_format=torch.channels_last)
+    captured = capture(module, (image,))
+    ctx = Context(Layout(ARENA), constants=captured.constants)
+    return run_passes(captured.graph, parse_pipeline(CLEAN), ctx)
+
+
+def one_byte(graph: Graph) -> Graph:
+    """``graph`` with elements of one byte, as after quantisation."""
+
+    def narrow(value: Value) -> Value:
+        if not isinstance(value.type, TensorType):
+            return value
+        return replace(value, type=replace(value.type, dtype=DType.I8))
+
+    inputs = tuple(replace(i, value=narrow(i.value)) for i in graph.inputs)
+    ops = (replace(op, results=tuple(v and narrow(v) for v in op.results)) for op in graph.ops)
+    return replace(graph, inputs=inputs, ops=tuple(ops))
+
+
+def planned(graph: Graph, pass_: StreamRows, ctx: Context) -> tuple[Graph, int]:
+    """The streamed graph and the height of its arena."""
+    found = pass_.run(graph, ctx)
+    verify(found)
+    assert parse(str(found)) == found
+    AllocateBuffers().run(found, ctx)
+    assert ctx.plan is not None
+    return found, ctx.plan.peak_bytes("sram")
+
+
+PASSES = [
+    StreamRows(pixels=False, strips=0, input="rows"),
+    StreamRows(input="rows"),
+    StreamRows(),
+    StreamRows(max_mac_factor=1.3),
+]
+
+
+@pytest.mark.parametrize("pass_", PASSES, ids=str)
+@pytest.mark.parametrize("name", NETS)
+def test_streams_run_inside_their_plan(name: str, pass_: StreamRows) -> None:
+    """In the arena of the plan, with all dead bytes poisoned, the results are those of the graph."""
+    module, shape = NETS[name]
+    graph, values = graph_of(module(), shape)
+    ctx = context(held=pass_.input == "whole")
+    found, _ = planned(graph, pass_, ctx)
+    assert any(op.loop for op in found.ops)
+    assert ctx.lowered is not None and ctx.plan is not None
+    out = run_in_arena(found, ctx.lowered, ctx.plan, values)
+    for mine, wanted in zip(out, run(graph, values), strict=True):
+        assert torch.equal(mine, wanted)
+    assert graph_macs(found) <= graph_macs(graph) * pass_.max_mac_factor
+
+
+class Blocks(nn.Module):
+    """Residual blocks so wide inside that their results are best kept whole, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 1, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(4, 24, 1),
+                nn.ReLU6(),
+                nn.Conv2d(24, 24, 3, 1, 1, groups=24),
+                nn.ReLU6(),
+                nn.Conv2d(24, 4, 1),
+            )
+            for _ in range(3)
+        )
+        self.last = nn.Conv2d(4, 2, 2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        y: torch.Tensor = self.last(x)
+        return y
+
+
+@pytest.mark.parametrize("unit", ["rows", "pixels"])
+def test_a_result_that_follows_too_closely_is_rejected_and_wrong(unit: str) -> None:
+    graph, values = graph_of(Blocks(), (1, 3, 12, 12))
+    wanted = run(graph, values)
+    pass_ = StreamRows(rows=unit == "rows", pixels=unit == "pixels", strips=0, input="rows")
+    ctx = context()
+    found, _ = planned(graph, pass_, ctx)
+    assert ctx.lowered is not None and ctx.plan is not None
+    assert torch.equal(run_in_arena(found, ctx.lowered, ctx.plan, values)[0], wanted[0])
+    moved = [op for op in found.ops if op.values[-1].alias and op.loop]
+    assert moved, ctx.notes
+    for op in moved:
+        value = op.values[-1]
+        assert value.alias is not None and isinstance(value.alias.offset_bytes, int)
+        assert op.loop is not None and op.loop.stream is not None and isinstance(value.type, TensorType)
+        step = 4 * 4 * (12 if unit == "rows" else 1)
+        closer = value.alias.offset_bytes + (-step if op.loop.stream.up else step)
+        alias = replace(value.alias, offset_bytes=closer)
+        wrong = replace(op, results=(*op.results[:-1], replace(value, alias=alias)))
+        bad = replace(found, ops=tuple(wrong if o is op else o for o in found.ops))
+        with pytest.raises(CheckError, match="follows"):
+            verify(bad)
+        ctx = context()
+        AllocateBuffers().run(bad, ctx)
+        assert ctx.lowered is not None and ctx.plan is not None
+        assert not torch.equal(run_in_arena(bad, ctx.lowered, ctx.plan, values)[0], wanted[0])
+
+
+#: Analytic peaks in bytes of published streams (rows; pixels; columns in strips, with their factor of
+#: multiply-accumulates) and with the image held in memory.
+PEAKS: dict[str, tuple[int, tuple[int, int, int, float, int | None]]] = {
+    "mbv2-w0.35-r144_imagenet": (144, (26_704, 21_865, 15_168, 1.012, 67_177)),
+    "mobilenet_v2": (224, (124_000, 95_305, 47_515, 1.043, 185_993)),
+    "mcunet-320kb-1mb_imagenet": (176, (59_920, 56_960, 53_995, 1.13, 98_985)),
+    "proxyless-w0.3-r176_imagenet": (176, (48_184, 40_569, 27_555, 1.063, None)),
+}
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_peaks_of_known_networks(name: str) -> None:
+    size, (rows, pixels, strips, factor, held) = PEAKS[name]
+    net = mobilenet_v2() if name == "mobilenet_v2" else network(name)
+    graph = one_byte(clean(net, size))
+
+    def height(pass_: StreamRows, image: bool = False) -> int:
+        return planned(graph, pass_, context(image))[1]
+
+    assert height(StreamRows(pixels=False, strips=0, input="rows")) <= rows
+    assert height(StreamRows(strips=0, input="rows")) <= pixels
+    assert height(StreamRows(max_mac_factor=factor)) <= strips
+    assert held is None or height(StreamRows(), image=True) <= held
+
+
+def test_a_budget_minimises_work() -> None:
+    module, shape = NETS["mobile"]
+    graph, _ = graph_of(module(), shape)
+    frontier = StreamRows().frontier(graph, context())
+    assert len(frontier) > 2
+    for better, cheaper in pairwise(frontier):
+        assert better.peak_bytes < cheaper.peak_bytes and better.macs > cheaper.macs
+    for schedule in frontier:
+        found = StreamRows(budget=schedule.peak_bytes).run(graph, context())
+        assert graph_macs(found) <= schedule.macs + 1
+    with pytest.raises(InfeasibleError, match="no streams"):
+        StreamRows(budget=frontier[0].peak_bytes - 1).run(graph, context())
+
+
+def test_the_bound_is_the_least_of_all_cuts() -> None:
+    """Every way to cut a small network, tried one by one."""
+    module, shape = NETS["keywords"]
+    graph, _ = graph_of(module(), shape)
+    pass_ = StreamRows(pixels=False, strips=0, input="rows")
+    chain = pass_.chain(graph, context())
+    table = pass_.table(chain)
+
+    def least(first: int) -> Any:
+        if first == len(chain.units):
+            return 0
+        ends = [end for start, end in table if start == first]
+        peaks = (max(min(o.peak_bytes for o in table[first, e]), least(e)) for e in ends)
+        return min(peaks, default=float("inf"))
+
+    _, height = planned(graph, pass_, context())
+    assert height >= least(0)
+    assert f"less than {least(0):,} B" in _note(graph, pass_)
+
+
+def _note(graph: Graph, pass_: StreamRows) -> str:
+    ctx = context()
+    pass_.run(graph, ctx)
+    return ctx.notes[-1]
+
+
+def test_graphs_without_rows_stay() -> None:
+    captured = capture(nn.Linear(3, 4), (torch.zeros(2, 3),))
+    ctx = context()
+    assert StreamRows().run(captured.graph, ctx) is captured.graph
+    with pytest.raises(UserError, match="neither whole nor rows"):
+        StreamRows(input="pixels").run(captured.graph, ctx)

@@ -2,8 +2,8 @@
 
 A step that is comparable with every other splits each order at the same place; between such steps the
 segments are independent. The worst segment is solved first: the search over downsets runs forward and
-on the reversed graph, just below its best and at its bound, with ever more states. Searches of many
-states are compiled, and start from the precedence that the budget implies.
+on the reversed graph, just below its best and halfway to the bound, with ever more states. Attempts of
+many states are compiled, and start from the precedence that the budget implies.
 """
 
 from __future__ import annotations

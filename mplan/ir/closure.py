@@ -18,8 +18,8 @@ def closure(problem: Problem, index: int, home: frozenset[int]) -> int:
     before (source) and after (sink), in which buffers are hyperedges.
     """
     before, after = _ancestors(problem, index), _descendants(problem, index)
-    settled = before | after | {index}
-    nodes = {s: s + 2 for s in range(len(problem.steps)) if s not in settled}
+    early, late = before | {index}, after | {index}
+    nodes = {s: s + 2 for s in range(len(problem.steps)) if s not in early and s not in late}
     users: dict[int, set[int]] = {i: set() for i in home}
     network = _Network()
     for s, step in enumerate(problem.steps):
@@ -31,8 +31,8 @@ def closure(problem: Problem, index: int, home: frozenset[int]) -> int:
     fixed, fresh = 0, len(problem.steps) + 2
     for i, touch in users.items():
         b = problem.buffers[i]
-        begun = b.live_in or bool(touch & (before | {index})) or (b.live_out and not touch)
-        needed = b.live_out or bool(touch & (after | {index}))
+        begun = b.live_in or bool(touch & early) or (b.live_out and not touch)
+        needed = b.live_out or bool(touch & late)
         if begun and needed:
             fixed += b.size_bytes
         elif touch & nodes.keys():

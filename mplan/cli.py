@@ -98,7 +98,9 @@ def _progress(text: str) -> Iterator[None]:
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help="model.py[:fn], .pt2, .mpir, .csv or DAG .json")],
+    model: Annotated[
+        str, typer.Argument(help="model.py[:fn], .pt2, .tflite, .mpir, .csv or DAG .json")
+    ],
     target: Target = "cpu",
     budget: Annotated[
         str | None, typer.Option("--budget", "--capacity", help="Bytes for the arena: 65536, 64KiB.")
@@ -136,7 +138,7 @@ def plan(
 
 @app.command("compile")
 def compile_(
-    model: Annotated[str, typer.Argument(help="model.py[:fn] or .pt2")],
+    model: Annotated[str, typer.Argument(help="model.py[:fn], .pt2 or .tflite")],
     target: Target = "stm32f746",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the C project.")] = Path(
         "build"

@@ -112,10 +112,12 @@ class _Lowering:
     pieces: dict[str, tuple[int, int]] = field(default_factory=dict)
     touched: dict[str, tuple[int, ...]] = field(default_factory=dict)
     adjacent: list[tuple[int, ...]] = field(default_factory=list)
+    followed: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
 
     def run(self) -> Lowered:
         graph = self.graph
         found = storages(graph)
+        self.followed = _followed(graph, found)
         outputs = {found.root[name] for name in graph.output_names}
         for item in graph.inputs:
             region = self._input_region(item)
@@ -161,9 +163,8 @@ class _Lowering:
             dtype=shape[: shape.index("[")],
             where=str(op.loc) if op and op.loc else "",
         )
-        ranges = _ranges(self.graph, value.name, found)
-        if ranges:
-            self._split(whole, ranges)
+        if value.name in self.followed:
+            self._split(whole, self.followed[value.name])
         else:
             self.buffers.append(whole)
 
@@ -255,20 +256,20 @@ def _born(op: Op, phase: int) -> list[str]:
     return [v.name for n, v in numbered if op.birth(n) <= phase]
 
 
-def _ranges(graph: Graph, root: str, found: Storages) -> dict[str, tuple[int, int]]:
-    """The bytes of each value in the storage of ``root`` if a stream's result follows an operand in it;
-    else nothing."""
-    members = [v for v in graph.values if found.root[v.name] == root]
-    streams = {v.name for op in graph.ops if op.loop and op.loop.stream for v in op.values}
-    if not any(v.alias and v.name in streams for v in members):
-        return {}
-    ranges: dict[str, tuple[int, int]] = {}
-    for value in members:
-        assert isinstance(value.type, TensorType)
-        base = ranges[value.alias.of][0] if value.alias else found.lead[root]
-        offset = value.alias.offset_bytes if value.alias else 0
-        assert isinstance(offset, int)
-        ranges[value.name] = (base + offset, base + offset + value.type.nbytes)
+def _followed(graph: Graph, found: Storages) -> dict[str, dict[str, tuple[int, int]]]:
+    """The storages in which a stream's result follows an operand: the bytes of each value in them."""
+    streams = (v for op in graph.ops if op.loop and op.loop.stream for v in op.values)
+    ranges: dict[str, dict[str, tuple[int, int]]] = {found.root[v.name]: {} for v in streams if v.alias}
+    if not ranges:
+        return ranges
+    for value in graph.values:
+        root = found.root[value.name]
+        if root in ranges:
+            assert isinstance(value.type, TensorType)
+            base = ranges[root][value.alias.of][0] if value.alias else found.lead[root]
+            offset = value.alias.offset_bytes if value.alias else 0
+            assert isinstance(offset, int)
+            ranges[root][value.name] = (base + offset, base + offset + value.type.nbytes)
     return ranges
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mplan.capture import capture
+from mplan.capture.tflite import read_tflite, with_integer_io
 from mplan.diagnostics import CheckError, InfeasibleError, UserError
 from mplan.ir.graph import Graph, Value
 from mplan.ir.interp import run, run_in_arena
@@ -25,7 +26,7 @@ from mplan.passes.base import Context
 from mplan.passes.registry import parse_pipeline
 from mplan.passes.stream import StreamRows
 from mplan.pipeline import run_passes
-from tests.mcunet import mobilenet_v2, network
+from tests.mcunet import FOLDER, mobilenet_v2, network
 from tests.stream_nets import CLEAN, NETS, graph_of
 
 ARENA, FLASH = Region("sram"), Region("flash")
@@ -215,3 +216,27 @@ def test_graphs_without_rows_stay() -> None:
     assert StreamRows().run(captured.graph, ctx) is captured.graph
     with pytest.raises(UserError, match="neither whole nor rows"):
         StreamRows(input="pixels").run(captured.graph, ctx)
+
+
+def test_a_trained_int8_network_streams_bit_for_bit() -> None:
+    """The published visual-wake-words model, within published bytes of rows, pixels and an image."""
+    captured = with_integer_io(read_tflite(FOLDER / "mcunet-vww1.tflite"))
+    peaks = [
+        (StreamRows(pixels=False, strips=0, input="rows"), False, 15_504),
+        (StreamRows(strips=0, input="rows"), False, 13_024),
+        (StreamRows(strips=0), True, 21_993),
+    ]
+    for pass_, held, peak in peaks:
+        ctx = Context(Layout(ARENA, FLASH, ARENA if held else None), constants=captured.constants)
+        cleaned = parse_pipeline("canonicalize,fold_padding,drop_unused")
+        graph = run_passes(captured.graph, cleaned, ctx)
+        found, height = planned(graph, pass_, ctx)
+        assert height <= peak
+        if not pass_.pixels:
+            image = next(i.value for i in graph.inputs if i.role == "input")
+            generator = torch.Generator().manual_seed(1)
+            pixels = torch.randint(-128, 128, (1, 80, 80, 3), generator=generator, dtype=torch.int8)
+            values = {**ctx.constants, image.name: pixels}
+            assert ctx.lowered is not None and ctx.plan is not None
+            out = run_in_arena(found, ctx.lowered, ctx.plan, values)
+            assert torch.equal(out[0], run(graph, values)[0])

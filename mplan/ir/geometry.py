@@ -93,10 +93,13 @@ def geometry(op: Op, types: Types) -> Spatial | None:
     shapes = [t for t in results if isinstance(t, TensorType) and t.is_static]
     if op.loop or len(results) != 1 or len(shapes) != 1 or op.is_view:
         return None
-    rule = RULES.get(op.kind)
+    from mplan.ir.geometry_int8 import RULES as INT8
+
+    rule = RULES.get(op.kind) or INT8.get(op.kind)
     if rule is not None:
         return rule(op, types)
-    return _pointwise(op, types) if lookup(op.kind).pointwise else None
+    plainly = op.kind.startswith("aten.") and lookup(op.kind).pointwise
+    return pointwise(op, types, NCHW, partial(plain, op.kind)) if plainly else None
 
 
 def grid(type_: TensorType, dims: tuple[int, int]) -> tuple[int, int]:
@@ -105,7 +108,8 @@ def grid(type_: TensorType, dims: tuple[int, int]) -> tuple[int, int]:
     return (sizes[dims[0]], sizes[dims[1]]) if len(sizes) > max(dims) else (1, 1)
 
 
-def _shape(types: Types, arg: Arg) -> tuple[int, ...]:
+def shape_of(types: Types, arg: Arg) -> tuple[int, ...]:
+    """The sizes of a tensor argument; empty for anything else."""
     type_ = types[arg.name] if isinstance(arg, Ref) else None
     return tuple(n for n in type_.shape if isinstance(n, int)) if isinstance(type_, TensorType) else ()
 
@@ -118,7 +122,7 @@ def _pair(arg: Arg, default: int) -> tuple[int, int]:
 
 
 def _image(types: Types, arg: Arg) -> bool:
-    return isinstance(arg, Ref) and len(_shape(types, arg)) == 4
+    return isinstance(arg, Ref) and len(shape_of(types, arg)) == 4
 
 
 def _call(kind: str, args: Mapping[str, BoundArg]) -> Tensor:
@@ -141,7 +145,7 @@ def _taps(stride: int, padding: int, dilation: int, kernel: int) -> Reach:
 def _convolution(op: Op, types: Types) -> Spatial | None:
     if not _image(types, op.arg("input")) or isinstance(op.arg("padding"), str):
         return None
-    kernel = _shape(types, op.arg("weight"))[2:]
+    kernel = shape_of(types, op.arg("weight"))[2:]
     stride, padding = _pair(op.arg("stride"), 1), _pair(op.arg("padding"), 0)
     dilation = _pair(op.arg("dilation"), 1)
     if op.arg("transposed") is True:
@@ -205,7 +209,7 @@ def _avg_pool(op: Op, types: Types) -> Spatial | None:
     stride = kernel if not op.arg("stride") else _pair(op.arg("stride"), 1)
     padding = _pair(op.arg("padding"), 0)
     rows, cols = (_taps(s, p, 1, k) for s, p, k in zip(stride, padding, kernel, strict=True))
-    sizes = _shape(types, op.arg("self"))[2:]
+    sizes = shape_of(types, op.arg("self"))[2:]
     run = partial(_run_avg, op, kernel, stride, padding, (sizes[0], sizes[1]))
     return _only(op, "self", (rows, cols), run)
 
@@ -252,8 +256,8 @@ def _pad(op: Op, types: Types) -> Spatial | None:
 
 def _upsample(op: Op, types: Types) -> Spatial | None:
     name = "input" if isinstance(op.arg("input"), Ref) else "self"
-    size = _shape(types, op.arg(name))[2:]
-    out = _shape(types, Ref(op.result.name))[2:]
+    size = shape_of(types, op.arg(name))[2:]
+    out = shape_of(types, Ref(op.result.name))[2:]
     if len(size) != 2 or any(o % n for o, n in zip(out, size, strict=True)):
         return None
     factors = (out[0] // size[0], out[1] // size[1])
@@ -282,34 +286,38 @@ def _cat(op: Op, types: Types) -> Spatial | None:
     if op.arg("dim", 0) not in (1, -3) or not all(_image(types, Ref(n)) for n in names):
         return None
     accesses = tuple(Access(name) for name in dict.fromkeys(names))
-    return Spatial(NCHW, accesses, partial(_run_plain, op.kind))
+    return Spatial(NCHW, accesses, partial(plain, op.kind))
 
 
-def _run_plain(
+def plain(
     kind: str, args: Mapping[str, BoundArg], tile: Tile, starts: Mapping[str, tuple[int, int]]
 ) -> Tensor:
+    """An op that computes a tile from the same tiles of its operands."""
     return _call(kind, args)
 
 
-def _pointwise(op: Op, types: Types) -> Spatial | None:
-    """Operands of the result's rows and columns, or of one of them, which then broadcasts."""
-    out = _shape(types, Ref(op.result.name))
+def pointwise(op: Op, types: Types, dims: tuple[int, int], run: Compute) -> Spatial | None:
+    """The rule of a pointwise op on images with rows and columns ``dims``.
+
+    Operands have the result's rows and columns, or one of them, which then broadcasts.
+    """
+    out = shape_of(types, Ref(op.result.name))
     if len(out) != 4:
         return None
     accesses = []
     for name in dict.fromkeys(op.operands):
-        shape = _shape(types, Ref(name))
+        shape = shape_of(types, Ref(name))
         if len(shape) == 4:
-            rows, cols = (SAME if n == o else ONLY for n, o in zip(shape[2:], out[2:], strict=True))
+            rows, cols = (SAME if shape[d] == out[d] else ONLY for d in dims)
             accesses.append(Access(name, (rows, cols)))
-        elif any(n != 1 for n in shape[-2:]):
+        elif any(len(shape) >= 4 - d and shape[d - 4] != 1 for d in dims):
             return None
-    return Spatial(NCHW, tuple(accesses), partial(_run_plain, op.kind)) if accesses else None
+    return Spatial(dims, tuple(accesses), run) if accesses else None
 
 
 def _mean(op: Op, types: Types) -> Spatial | None:
     given = op.arg("dim")
-    shape = _shape(types, op.arg("self"))
+    shape = shape_of(types, op.arg("self"))
     dims = {n % 4 for n in given if isinstance(n, int)} if isinstance(given, tuple) else set()
     if len(shape) != 4 or dims != {2, 3} or op.arg("dtype") is not None:
         return None
@@ -317,7 +325,7 @@ def _mean(op: Op, types: Types) -> Spatial | None:
 
 
 def _global_pool(op: Op, types: Types) -> Spatial | None:
-    shape = _shape(types, op.arg("self"))
+    shape = shape_of(types, op.arg("self"))
     if len(shape) != 4 or _pair(op.arg("output_size"), 0) != (1, 1):
         return None
     return _average(op, shape)
@@ -334,7 +342,7 @@ def _run_sum(args: Mapping[str, BoundArg], tile: Tile, starts: Mapping[str, tupl
     return part.sum(NCHW)
 
 
-#: The rules of torch's operators besides the pointwise ones; an op of mplan's own adds its rule here.
+#: The rules of torch's operators besides the pointwise ones.
 RULES: dict[str, Rule] = {
     "aten.convolution.default": _convolution,
     "aten.conv2d.default": _convolution,

@@ -10,7 +10,7 @@ from mplan.ir.graph import Graph, Loop, Op, Ref
 from mplan.ir.ops import bound_args
 from mplan.ir.rings import SUM_BYTES, capacities, lines_of
 from mplan.ir.storage import storages
-from mplan.ir.streaming import Flow, Line, Node, Read, Stage, Walk, flow_of
+from mplan.ir.streaming import Flow, Line, Node, Read, Stage, Walk, dims_of, flow_of
 from mplan.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ class _Execution:
             self.root[name]: tensor
             for name, tensor in zip(self.body.output_names, results, strict=True)
         }
-        self.dims = {r.source: rule.dims for n in self.flow.nodes for rule in n.rules for r in n.reads}
-        self.dims |= {n.out: n.rules[0].dims for n in self.flow.nodes if n.rules}
+        self.dims = dims_of(self.flow.nodes)
         self.rings = dict(zip((r.value for r in loop.stream.rings), rings, strict=True))
         self.cells = {name: self._ring(name) for name in self.rings}
         self.down: Line

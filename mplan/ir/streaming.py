@@ -79,6 +79,12 @@ def nodes_of(graph: Graph) -> tuple[Node, ...]:
     return tuple(nodes.values())
 
 
+def dims_of(nodes: Sequence[Node]) -> dict[str, tuple[int, int]]:
+    """Which dimensions of each storage are its rows and columns."""
+    found = {r.source: rule.dims for n in nodes for rule in n.rules for r in n.reads}
+    return found | {n.out: n.rules[0].dims for n in nodes if n.rules}
+
+
 def _reads(op: Op, rule: Spatial | None, root: Mapping[str, str]) -> tuple[Read, ...]:
     if rule is None:
         return tuple(Read(root[name], (SAME, SAME)) for name in dict.fromkeys(op.operands))
@@ -162,7 +168,7 @@ def flow_of(loop: Loop) -> Flow:
     assert loop.stream is not None
     body = loop.body
     nodes = nodes_of(body)
-    dims = {r.source: rule.dims for n in nodes for rule in n.rules for r in n.reads}
+    dims = dims_of(nodes)
     sizes = {
         i.value.name: grid(i.value.type, dims[i.value.name])
         for i in body.inputs

@@ -228,29 +228,40 @@ def _extents(graph: Graph, symbols: Mapping[str, int]) -> dict[str, _Extent]:
 
 
 def _alias_faults(graph: Graph, extents: Mapping[str, _Extent]) -> Iterator[Fault]:
+    owned = {name: (e.start, e.end) for name, e in extents.items() if e.root == name}
+    for op in graph.ops:
+        for value in op.values if op.loop and op.loop.stream else ():
+            here = extents[value.name]
+            start, end = owned[here.root]
+            owned[here.root] = (min(start, here.start), max(end, here.end))
     for value in (i.value for i in graph.inputs):
-        yield from _alias_fault(value, None, extents)
+        yield from _alias_fault(value, None, extents, owned)
     for op in graph.ops:
         shared = {extents[name].root for name in op.operands if name in extents}
         for value in op.values:
-            yield from _alias_fault(value, op, extents)
+            yield from _alias_fault(value, op, extents, owned)
             if value.alias and extents[value.name].root not in shared:
                 where = op.loc.where() if op.loc else None
                 message = f"{describe(op)} aliases %{value.alias.of} without using it"
                 yield Fault("MP104", message, where)
 
 
-def _alias_fault(value: Value, op: Op | None, extents: Mapping[str, _Extent]) -> Iterator[Fault]:
+def _alias_fault(
+    value: Value,
+    op: Op | None,
+    extents: Mapping[str, _Extent],
+    owned: Mapping[str, tuple[int, int]],
+) -> Iterator[Fault]:
+    """``owned`` are the bytes of each storage, which results of streams may widen."""
     if value.alias is None or not isinstance(value.type, TensorType):
         return
     here = extents[value.name]
-    owner = extents[here.root]
+    first, end = owned[here.root]
     where = op.loc.where() if op and op.loc else None
     label = describe(op) if op else f"input %{value.name}"
-    moves = op is not None and op.loop is not None and op.loop.stream is not None
-    if here.end > here.start and (here.start < 0 or here.end > owner.end) and not moves:
+    if here.end > here.start and (here.start < first or here.end > end):
         bytes_ = f"bytes [{here.start:,}, {here.end:,})"
-        message = f"{label} shares {bytes_} of %{here.root}, which has {owner.end:,} B"
+        message = f"{label} shares {bytes_} of %{here.root}, which has {end - first:,} B"
         yield Fault("MP104", message, where)
     if here.start % value.type.dtype.itemsize:
         message = f"{label} starts {here.start:,} B into %{here.root}"

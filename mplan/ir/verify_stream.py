@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from mplan.ir.graph import Concat, Graph, Loop, Op, Stream, Value
 from mplan.ir.rings import capacities, distance, ring_needs
 from mplan.ir.storage import storages
-from mplan.ir.streaming import Node, nodes_of
+from mplan.ir.streaming import Node, dims_of, nodes_of
 from mplan.ir.types import TensorType, Type
 
 
@@ -130,28 +130,44 @@ def _aliases(
             yield f"the result %{value.name} does not replace one operand"
             continue
         needed = distance(loop, operands[0], storages(loop.body).root[out])
-        kept = kept_distance(stream, value, types[value.alias.of])
+        kept = _distance(
+            stream, value, types[value.alias.of], dims_of(nodes_of(loop.body))[operands[0]]
+        )
         if needed is None or kept is None or kept < needed:
             yield f"the result %{value.name} follows %{value.alias.of} at {kept} B, it needs {needed} B"
 
 
-def kept_distance(stream: Stream, value: Value, operand: Type) -> int | None:
+def _distance(stream: Stream, value: Value, operand: Type, dims: tuple[int, int]) -> int | None:
     """How far ``value`` lies from the operand in whose memory it is; None if not both lie by rows."""
     type_, alias = value.type, value.alias
     if not isinstance(type_, TensorType) or not isinstance(operand, TensorType) or alias is None:
         return None
-    if not (lies_by_rows(type_) and lies_by_rows(operand) and isinstance(alias.offset_bytes, int)):
+    if not (
+        lies_by_rows(type_, dims)
+        and lies_by_rows(operand, dims)
+        and isinstance(alias.offset_bytes, int)
+    ):
         return None
     if stream.up:
         return alias.offset_bytes + type_.nbytes - operand.nbytes
     return -alias.offset_bytes
 
 
-def lies_by_rows(type_: TensorType) -> bool:
-    """Whether the pixels of an image ``[1, C, H, W]`` follow each other, each with all its channels."""
+def lies_by_rows(type_: TensorType, dims: tuple[int, int]) -> bool:
+    """Whether the pixels of one image with rows and columns ``dims`` follow each other, each with all
+    its channels."""
     if len(type_.shape) != 4 or type_.shape[0] != 1 or not type_.is_static:
         return False
-    _, c, _, w = (n for n in type_.shape if isinstance(n, int))
-    wanted = {1: 1, 2: w * c, 3: c}
-    strides = type_.element_strides
-    return all(type_.shape[d] == 1 or strides[d] == n for d, n in wanted.items())
+    pairs = zip(type_.element_strides, pixel_strides(type_, dims), strict=True)
+    return all(n == 1 or a == b for n, (a, b) in zip(type_.shape, pairs, strict=True))
+
+
+def pixel_strides(type_: TensorType, dims: tuple[int, int]) -> tuple[int, ...]:
+    """The strides of a static image ``[1, …]`` that lies by rows of pixels."""
+    sizes = [n for n in type_.shape if isinstance(n, int)]
+    (channel,) = {1, 2, 3} - set(dims)
+    strides = [0] * 4
+    strides[channel], strides[dims[1]] = 1, sizes[channel]
+    strides[dims[0]] = sizes[channel] * sizes[dims[1]]
+    strides[0] = strides[dims[0]] * sizes[dims[0]]
+    return tuple(strides)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mplan.ir.graph import Graph, Op
 from mplan.ir.ops import lookup
 from mplan.ir.storage import Storages, storages
-from mplan.ir.streaming import Node, nodes_of
+from mplan.ir.streaming import Node, dims_of, nodes_of
 from mplan.ir.types import TensorType, Type
 from mplan.ir.verify_stream import lies_by_rows
 
@@ -34,6 +34,7 @@ class Chain:
         self.found: Storages = storages(graph)
         self.types: dict[str, Type] = {v.name: v.type for v in graph.values}
         self.units = tuple(_units(graph, self.found, self.types))
+        self.dims = dims_of([unit.node for unit in self.units if unit.node is not None])
         self.born: dict[str, int] = dict.fromkeys(held, -1)
         self.last: dict[str, int] = {}
         self.readers: dict[str, set[int]] = {}
@@ -77,7 +78,9 @@ class Chain:
         type_ = self.types[name]
         if not isinstance(type_, TensorType) or len(type_.shape) != 4 or type_.shape[0] != 1:
             return False
-        if lies_by_rows(type_):
+        if name not in self.dims:
+            return False
+        if lies_by_rows(type_, self.dims[name]):
             return True
         seen = self.last.get(name, -1) < len(self.units) and self.born.get(name, -1) >= 0
         users = [self.born.get(name, -1), *self.readers.get(name, ())]

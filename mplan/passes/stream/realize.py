@@ -9,6 +9,7 @@ from mplan.ir.graph import Alias, Graph, Op, Value, tensor_type
 from mplan.ir.rings import distance
 from mplan.ir.storage import storages
 from mplan.ir.types import TensorType
+from mplan.ir.verify_stream import pixel_strides
 from mplan.passes.stream.build import stream_op
 from mplan.passes.stream.chain import Chain
 from mplan.passes.stream.search import Schedule, Segment
@@ -69,7 +70,7 @@ class _Building:
         """The result of a stream: fresh bytes, by rows of pixels where only streams see them."""
         type_ = tensor_type(value)
         if self.chain.by_rows(storage):
-            type_ = by_rows(type_)
+            type_ = _by_rows(type_, self.chain.dims[storage])
         return Value(value.name, type_)
 
     def _taking_over(self, builds: Sequence[Op], operand: str) -> Op:
@@ -97,8 +98,7 @@ class _Building:
         return tensor_type(self._values()[name]).nbytes
 
 
-def by_rows(type_: TensorType) -> TensorType:
-    """An image type ``[1, C, H, W]`` whose pixels follow each other, each with all its channels."""
-    _, c, h, w = (n for n in type_.shape if isinstance(n, int))
-    strided = TensorType(type_.dtype, type_.shape, (c * h * w, 1, w * c, c))
+def _by_rows(type_: TensorType, dims: tuple[int, int]) -> TensorType:
+    """An image whose pixels follow each other, each with all its channels."""
+    strided = TensorType(type_.dtype, type_.shape, pixel_strides(type_, dims))
     return TensorType(type_.dtype, type_.shape) if strided.is_contiguous else strided

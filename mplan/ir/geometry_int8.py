@@ -1,0 +1,98 @@
+"""The geometry of quantised ops, whose images are NHWC (see ``mplan.ir.geometry``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mplan.ir.fixed_point import rescale
+from mplan.ir.geometry import (
+    Access,
+    Reach,
+    Rule,
+    Spatial,
+    Tile,
+    Types,
+    plain,
+    pointwise,
+    shape_of,
+)
+from mplan.ir.graph import Arg, Op, Ref
+from mplan.ir.ops import BoundArg, lookup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NHWC = (1, 2)
+
+
+def _integers(arg: Arg) -> tuple[int, ...]:
+    return tuple(n for n in arg if isinstance(n, int)) if isinstance(arg, tuple) else ()
+
+
+def _window(op: Op, types: Types) -> Spatial | None:
+    """Convolutions and maximum pools: windows that may take padding for pixels of a certain value."""
+    given = op.arg("input")
+    assert isinstance(given, Ref)
+    kernel = _integers(op.arg("kernel_size")) or shape_of(types, op.arg("weight"))[1:3]
+    stride, padding = _integers(op.arg("stride")), _integers(op.arg("padding"))
+    dilation = _integers(op.arg("dilation")) or (1, 1)
+    if op.kind == "mplan.qavg_pool2d" and any(padding):
+        return None
+    rows, cols = (
+        Reach(stride[d], -padding[2 * d], (kernel[d] - 1) * dilation[d] - padding[2 * d])
+        for d in range(2)
+    )
+    zero = op.arg("input_zero_point", -128)
+    fill = float(zero) if isinstance(zero, int) else 0.0
+    access = Access(given.name, (rows, cols), fill)
+    return Spatial(NHWC, (access,), partial(_unpadded, op.kind))
+
+
+def _unpadded(
+    kind: str, args: Mapping[str, BoundArg], tile: Tile, starts: Mapping[str, tuple[int, int]]
+) -> Tensor:
+    found: Tensor = lookup(kind).reference(**{**args, "padding": (0, 0, 0, 0)})
+    return found
+
+
+def _mean(op: Op, types: Types) -> Spatial | None:
+    given = op.arg("input")
+    if {n % 4 for n in _integers(op.arg("dim"))} != set(NHWC) or len(shape_of(types, given)) != 4:
+        return None
+    assert isinstance(given, Ref)
+    factors = _integers((op.arg("multiplier"), op.arg("shift"), op.arg("output_zero_point")))
+    finish = partial(_requantized, factors)
+    return Spatial(NHWC, (Access(given.name),), _sum, reduces=True, finish=finish)
+
+
+def _sum(args: Mapping[str, BoundArg], tile: Tile, starts: Mapping[str, tuple[int, int]]) -> Tensor:
+    import torch
+
+    part: Tensor = args["input"].to(torch.int32) - args["input_zero_point"]
+    return part.sum(NHWC, dtype=torch.int32)
+
+
+def _requantized(factors: tuple[int, ...], total: Tensor) -> Tensor:
+    import torch
+
+    multiplier, shift, zero_point = factors
+    scaled = rescale(total, multiplier, shift, "double")
+    return (scaled + zero_point).clamp(-128, 127).to(torch.int8)
+
+
+def _pointwise(op: Op, types: Types) -> Spatial | None:
+    return pointwise(op, types, NHWC, partial(plain, op.kind))
+
+
+RULES: dict[str, Rule] = {
+    "mplan.qconv2d": _window,
+    "mplan.qdepthwise_conv2d": _window,
+    "mplan.qmax_pool2d": _window,
+    "mplan.qavg_pool2d": _window,
+    "mplan.qmean": _mean,
+    **dict.fromkeys(
+        ("mplan.qadd", "mplan.qsub", "mplan.qmul", "mplan.qtable", "mplan.requantize"), _pointwise
+    ),
+}

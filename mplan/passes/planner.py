@@ -28,7 +28,7 @@ _FIRST_ORDER = 0.6
 #: The share of the time for a joint search that a better bound on its goal may take.
 _PADDED = 0.3
 #: Seconds that sealing and checking a plan takes per step and buffer; at most half of the limit.
-_CHECK_S = 5e-5
+_CHECK_S = 6e-5
 
 
 @dataclass(frozen=True, slots=True)

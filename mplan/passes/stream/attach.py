@@ -33,7 +33,13 @@ def attach(graph: Graph) -> Graph:
             first = geometry(head, types)
             reach = next((a.reach for a in rule.accesses if a.operand == made), None)
             fits = types[made] == op.result.type and root[made] == made
-            if first and not first.reduces and reach == (SAME, SAME) and fits:
+            if (
+                first
+                and first.dims == rule.dims
+                and not first.reduces
+                and reach == (SAME, SAME)
+                and fits
+            ):
                 place[op.result.name] = place[made]
                 groups[place[made]].append(replace(op, results=_onto(op, made)))
                 continue

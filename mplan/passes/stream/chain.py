@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -34,7 +35,11 @@ class Chain:
         self.found: Storages = storages(graph)
         self.types: dict[str, Type] = {v.name: v.type for v in graph.values}
         self.units = tuple(_units(graph, self.found, self.types))
-        self.dims = dims_of([unit.node for unit in self.units if unit.node is not None])
+        each = [dims_of([unit.node]) for unit in self.units if unit.node is not None]
+        known = {(name, dims) for found in each for name, dims in found.items()}
+        names = Counter(name for name, _ in known)
+        #: Rows and columns of the storages about which all units agree.
+        self.dims = {name: dims for name, dims in known if names[name] == 1}
         self.born: dict[str, int] = dict.fromkeys(held, -1)
         self.last: dict[str, int] = {}
         self.readers: dict[str, set[int]] = {}
@@ -54,6 +59,11 @@ class Chain:
             root = self.found.root[name]
             self.last[root] = index
             self.readers.setdefault(root, set()).add(index)
+
+    def dims_at(self, unit: int) -> tuple[int, int] | None:
+        """Which dimensions are rows and columns to a unit; None if it has none."""
+        node = self.units[unit].node
+        return node.rules[0].dims if node else None
 
     def nbytes(self, name: str) -> int:
         """The bytes of a storage."""

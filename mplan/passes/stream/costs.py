@@ -62,7 +62,7 @@ class _Ending:
     def __init__(self, chain: Chain, end: int, limits: Limits):
         self.chain, self.end, self.limits = chain, end, limits
         low = end - 1
-        while low > 0 and chain.units[low - 1].node is not None:
+        while low > 0 and chain.dims_at(low - 1) == chain.dims_at(end - 1):
             low -= 1
         self.low = low
         self.nodes: list[Node] = [u.node for u in chain.units[low:end] if u.node is not None]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mplan.diagnostics import CheckError
-from mplan.ir.graph import Graph, Op, Ring, Stream
+from mplan.ir.graph import Graph, Op, Ring, Scratch, Stream
 from mplan.ir.interp import run
 from mplan.ir.ops import graph_macs
 from mplan.ir.parser import parse
@@ -131,6 +131,58 @@ def test_smaller_rings_are_rejected_and_would_be_wrong(unit: Any) -> None:
         assert not same(run(short, values), wanted), ring
 
 
+@pytest.mark.parametrize("factor", [3.0, 3.3])
+def test_enlarging_by_a_fraction_has_no_rule(factor: float) -> None:
+    """From 3 to 9 pixels: a third per pixel, or a fraction of which torch takes the floor."""
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.interpolate(torch.relu(x), scale_factor=factor)
+
+    graph, values = graph_of(Net(), (1, 2, 3, 3))
+    wanted = run(graph, values)
+    assert wanted[0].shape == (1, 2, 9, 9)
+    rules = [node.rules for node in nodes_of(graph)]
+    assert all(rules) == (factor == 3.0)
+    if all(rules):
+        assert same(run(streamed(graph, Choice("row"), False), values), wanted)
+
+
+def test_factors_whose_reciprocal_is_too_small_have_no_rule() -> None:
+    text = """graph @wide(%x: f32[1,1,2,2]) {{
+      %y: f32[1,1,{n},{n}] = aten.upsample_nearest2d.default(self=%x, output_size=[{n}, {n}])
+      return %y
+    }}"""
+    image = torch.arange(4.0).reshape(1, 1, 2, 2)
+    for factor in range(1, 42):
+        graph = parse(text.format(n=2 * factor))
+        plain = image.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        assert torch.equal(run(graph, {"x": image})[0], plain) == bool(nodes_of(graph)[0].rules)
+
+
+def test_a_ring_for_a_weight_is_rejected() -> None:
+    module, shape = NETS["gated"]
+    graph, _ = graph_of(module(), shape)
+    found = streamed(attach(graph), Choice("row"), True)
+    _, stream = stream_of(found)
+    weight = next(i.value.name for i in graph.inputs if i.role != "input")
+    with pytest.raises(CheckError, match="a ring belongs to"):
+        verify(with_rings(found, (*stream.rings, Ring(weight, 3))))
+
+
+def test_scratch_inside_of_a_stream_is_rejected() -> None:
+    module, shape = NETS["gated"]
+    graph, _ = graph_of(module(), shape)
+    found = streamed(attach(graph), Choice("row"), True)
+    op, _ = stream_of(found)
+    assert op.loop is not None
+    first, *others = op.loop.body.ops
+    body = replace(op.loop.body, ops=(replace(first, scratch=(Scratch(5000),)), *others))
+    bad = replace(found, ops=(replace(op, loop=replace(op.loop, body=body)),))
+    with pytest.raises(CheckError, match="has no scratch"):
+        verify(bad)
+
+
 def test_strips_cost_their_halos_and_only_them() -> None:
     module, shape = NETS["autoencoder"]
     graph, _ = graph_of(module(), shape)
@@ -171,9 +223,9 @@ def test_any_window(
     net = nn.Sequential(nn.Conv2d(2, c, 3, 1, 1), layer(kind, c, k, s, p, d), nn.LazyConv2d(2, 2, 1, 1))
     try:
         net(torch.zeros(1, 2, *size))
-        graph, values = graph_of(net, (1, 2, *size))
     except RuntimeError:
         assume(False)
+    graph, values = graph_of(net, (1, 2, *size))
     wanted = run(graph, values)
     found = streamed(attach(graph), choice, pushed)
     op, stream = stream_of(found)

@@ -8,7 +8,7 @@ of rows. The rules name the spatial dimensions, so that other layouts only bring
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -86,6 +86,10 @@ Rule: TypeAlias = Callable[[Op, Types], Spatial | None]
 
 NCHW = (2, 3)
 
+#: Up to here the nearest pixel is ``o // factor``; torch multiplies by the reciprocal in single
+#: precision, in which 41 * (1 / 41) is less than 1.
+LARGEST_FACTOR = 40
+
 
 def geometry(op: Op, types: Types) -> Spatial | None:
     """The rule of ``op`` for operands and results of static ``types``; None where there is none."""
@@ -156,15 +160,19 @@ def _convolution(op: Op, types: Types) -> Spatial | None:
         run: Compute = partial(_run_transposed, op.kind, stride, padding)
     else:
         rows, cols = (_taps(*sizes) for sizes in zip(stride, padding, dilation, kernel, strict=True))
-        run = partial(_run_unpadded, op.kind)
+        run = partial(unpadded, op.kind, {"padding": (0, 0)})
     return _only(op, "input", (rows, cols), run)
 
 
-def _run_unpadded(
-    kind: str, args: Mapping[str, BoundArg], tile: Tile, starts: Mapping[str, tuple[int, int]]
+def unpadded(
+    kind: str,
+    instead: Mapping[str, BoundArg],
+    args: Mapping[str, BoundArg],
+    tile: Tile,
+    starts: Mapping[str, tuple[int, int]],
 ) -> Tensor:
-    """A window operator whose operand's tile has its padding inside."""
-    return _call(kind, {**args, "padding": (0, 0)})
+    """A window operator whose operand's tile has its padding inside; ``instead`` turns off its own."""
+    return _call(kind, {**args, **instead})
 
 
 def _run_transposed(
@@ -192,14 +200,8 @@ def _max_pool(op: Op, types: Types) -> Spatial | None:
     stride = kernel if not op.arg("stride") else _pair(op.arg("stride"), 1)
     padding, dilation = _pair(op.arg("padding"), 0), _pair(op.arg("dilation"), 1)
     rows, cols = (_taps(*sizes) for sizes in zip(stride, padding, dilation, kernel, strict=True))
-    run = partial(_run_max, op.kind)
+    run = partial(unpadded, op.kind, {"padding": (0, 0), "ceil_mode": False})
     return _only(op, "self", (rows, cols), run, float("-inf"))
-
-
-def _run_max(
-    kind: str, args: Mapping[str, BoundArg], tile: Tile, starts: Mapping[str, tuple[int, int]]
-) -> Tensor:
-    return _call(kind, {**args, "padding": (0, 0), "ceil_mode": False})
 
 
 def _avg_pool(op: Op, types: Types) -> Spatial | None:
@@ -261,8 +263,18 @@ def _upsample(op: Op, types: Types) -> Spatial | None:
     if len(size) != 2 or any(o % n for o, n in zip(out, size, strict=True)):
         return None
     factors = (out[0] // size[0], out[1] // size[1])
+    if max(factors) > LARGEST_FACTOR or not set(_scales(op)) <= {(), factors}:
+        return None
     rows, cols = (Reach(div=f) for f in factors)
     return _only(op, name, (rows, cols), partial(_run_upsample, name, factors))
+
+
+def _scales(op: Op) -> Iterator[tuple[Arg, ...]]:
+    """The factors that the op was given, which need not be those of its sizes; empty if none were."""
+    given = op.arg("scale_factors")
+    yield given if isinstance(given, tuple) else ()
+    pair = (op.arg("scales_h"), op.arg("scales_w"))
+    yield () if pair == (None, None) else pair
 
 
 def _run_upsample(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mplan.ir.fixed_point import rescale
 from mplan.ir.geometry import (
     Access,
     Reach,
@@ -17,9 +16,11 @@ from mplan.ir.geometry import (
     plain,
     pointwise,
     shape_of,
+    unpadded,
 )
 from mplan.ir.graph import Arg, Op, Ref
-from mplan.ir.ops import BoundArg, lookup
+from mplan.ir.ops import BoundArg
+from mplan.ir.quantized_reference import requantized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,14 +48,8 @@ def _window(op: Op, types: Types) -> Spatial | None:
     zero = op.arg("input_zero_point", -128)
     fill = float(zero) if isinstance(zero, int) else 0.0
     access = Access(given.name, (rows, cols), fill)
-    return Spatial(NHWC, (access,), partial(_unpadded, op.kind))
-
-
-def _unpadded(
-    kind: str, args: Mapping[str, BoundArg], tile: Tile, starts: Mapping[str, tuple[int, int]]
-) -> Tensor:
-    found: Tensor = lookup(kind).reference(**{**args, "padding": (0, 0, 0, 0)})
-    return found
+    run = partial(unpadded, op.kind, {"padding": (0, 0, 0, 0)})
+    return Spatial(NHWC, (access,), run)
 
 
 def _mean(op: Op, types: Types) -> Spatial | None:
@@ -62,8 +57,12 @@ def _mean(op: Op, types: Types) -> Spatial | None:
     if {n % 4 for n in _integers(op.arg("dim"))} != set(NHWC) or len(shape_of(types, given)) != 4:
         return None
     assert isinstance(given, Ref)
-    factors = _integers((op.arg("multiplier"), op.arg("shift"), op.arg("output_zero_point")))
-    finish = partial(_requantized, factors)
+    names = ("multiplier", "shift", "output_zero_point")
+    multiplier, shift, zero_point = _integers(tuple(op.arg(name) for name in names))
+
+    def finish(total: Tensor) -> Tensor:
+        return requantized(total, None, multiplier, shift, zero_point, (-128, 127))
+
     return Spatial(NHWC, (Access(given.name),), _sum, reduces=True, finish=finish)
 
 
@@ -72,14 +71,6 @@ def _sum(args: Mapping[str, BoundArg], tile: Tile, starts: Mapping[str, tuple[in
 
     part: Tensor = args["input"].to(torch.int32) - args["input_zero_point"]
     return part.sum(NHWC, dtype=torch.int32)
-
-
-def _requantized(factors: tuple[int, ...], total: Tensor) -> Tensor:
-    import torch
-
-    multiplier, shift, zero_point = factors
-    scaled = rescale(total, multiplier, shift, "double")
-    return (scaled + zero_point).clamp(-128, 127).to(torch.int8)
 
 
 def _pointwise(op: Op, types: Types) -> Spatial | None:

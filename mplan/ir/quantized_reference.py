@@ -51,7 +51,7 @@ def qconv2d(
     for g in range(groups):
         mine = taps(x[..., g * depth : (g + 1) * depth], weight, stride, dilation)
         parts.append(_total(tap @ w[g, :, row, column].T for row, column, tap in mine))
-    return _requantized(
+    return requantized(
         torch.cat(parts, -1), bias, multiplier, shift, output_zero_point, (clamp_min, clamp_max)
     )
 
@@ -79,7 +79,7 @@ def qdepthwise_conv2d(
     if times > 1:
         x = x.repeat_interleave(times, -1)
     sums = _total(tap * w[0, row, column] for row, column, tap in taps(x, weight, stride, dilation))
-    return _requantized(sums, bias, multiplier, shift, output_zero_point, (clamp_min, clamp_max))
+    return requantized(sums, bias, multiplier, shift, output_zero_point, (clamp_min, clamp_max))
 
 
 def _total(terms: Iterator[Tensor]) -> Tensor:
@@ -127,7 +127,7 @@ def qlinear(
 
     sums = (input.to(torch.int32) - input_zero_point) @ weight.to(torch.int32).T
     clamp = clamp_min, clamp_max
-    return _requantized(sums, bias, multiplier, shift, output_zero_point, clamp, rounding)
+    return requantized(sums, bias, multiplier, shift, output_zero_point, clamp, rounding)
 
 
 def qmatmul(
@@ -145,10 +145,10 @@ def qmatmul(
     import torch
 
     sums = (input.to(torch.int32) - input_zero_point) @ (other.to(torch.int32) - other_zero_point)
-    return _requantized(sums, None, multiplier, shift, output_zero_point, (clamp_min, clamp_max))
+    return requantized(sums, None, multiplier, shift, output_zero_point, (clamp_min, clamp_max))
 
 
-def _requantized(
+def requantized(
     sums: Tensor,
     bias: Tensor | None,
     multiplier: Tensor | int,
@@ -157,6 +157,7 @@ def _requantized(
     clamp: tuple[int, int],
     rounding: str = "double",
 ) -> Tensor:
+    """The bytes of 32-bit sums: scaled, moved to the zero point, clamped."""
     import torch
 
     acc = sums if bias is None else sums + bias
@@ -183,7 +184,7 @@ def qadd(
     a = _scaled(input, input_zero_point, input_multiplier, input_shift)
     b = _scaled(other, other_zero_point, other_multiplier, other_shift)
     clamp = clamp_min, clamp_max
-    return _requantized(a + b, None, multiplier, shift, output_zero_point, clamp)
+    return requantized(a + b, None, multiplier, shift, output_zero_point, clamp)
 
 
 def qsub(
@@ -205,7 +206,7 @@ def qsub(
     a = _scaled(input, input_zero_point, input_multiplier, input_shift)
     b = _scaled(other, other_zero_point, other_multiplier, other_shift)
     clamp = clamp_min, clamp_max
-    return _requantized(a - b, None, multiplier, shift, output_zero_point, clamp)
+    return requantized(a - b, None, multiplier, shift, output_zero_point, clamp)
 
 
 def _scaled(x: Tensor, zero_point: int, multiplier: int, shift: int) -> Tensor:
@@ -229,7 +230,7 @@ def qmul(
     import torch
 
     product = (input.to(torch.int32) - input_zero_point) * (other.to(torch.int32) - other_zero_point)
-    return _requantized(product, None, multiplier, shift, output_zero_point, (clamp_min, clamp_max))
+    return requantized(product, None, multiplier, shift, output_zero_point, (clamp_min, clamp_max))
 
 
 def qavg_pool2d(
@@ -291,7 +292,7 @@ def qmean(
     import torch
 
     sums = (input.to(torch.int32) - input_zero_point).sum(list(dim), keepdim=keepdim)
-    return _requantized(sums, None, multiplier, shift, output_zero_point, (-128, 127))
+    return requantized(sums, None, multiplier, shift, output_zero_point, (-128, 127))
 
 
 def resize_nearest2d(
@@ -357,14 +358,18 @@ def requantize(
     import torch
 
     centered = input.to(torch.int32) - input_zero_point
-    return _requantized(centered, None, multiplier, shift, output_zero_point, (clamp_min, clamp_max))
+    return requantized(centered, None, multiplier, shift, output_zero_point, (clamp_min, clamp_max))
 
 
 def quantize(input: Tensor, scale: float, zero_point: int) -> Tensor:
-    """``input / scale`` to the nearest integer, ties away from zero, plus the zero point."""
+    """``input / scale`` to the nearest integer, ties away from zero, plus the zero point.
+
+    NaN yields the least integer.
+    """
     import torch
 
     ratio = input / torch.tensor(scale, dtype=torch.float32)
+    ratio = ratio.nan_to_num(nan=-1024.0).clamp(-1024.0, 1024.0)
     whole = ratio.trunc() + ((ratio - ratio.trunc()) * 2).trunc()
     return (whole + zero_point).clamp(-128, 127).to(torch.int8)
 

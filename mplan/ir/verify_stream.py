@@ -61,6 +61,8 @@ def _body(loop: Loop) -> Iterator[str]:
                     yield f"rows and columns of %{name} are those of different dimensions"
     if any(op.is_view for op in body.ops):
         yield "the body of a stream has no views"
+    if any(op.scratch for op in body.ops):
+        yield "the body of a stream has no scratch"
     root = storages(body).root
     made = {node.out for node in nodes}
     outs = [root[name] for name in body.output_names]
@@ -94,9 +96,8 @@ def _tiling(loop: Loop) -> Iterator[str]:
 def _rings(op: Op, loop: Loop, stream: Stream) -> Iterator[str]:
     """Each storage of the body that is not a result has a ring that is large enough."""
     names = [ring.value for ring in stream.rings]
-    inputs = {item.value.name for item in loop.body.inputs}
     needs = {ring.value: ring for ring in ring_needs(loop)}
-    if len(set(names)) != len(names) or not set(names) <= needs.keys() | inputs:
+    if len(set(names)) != len(names) or not set(names) <= needs.keys():
         yield "a ring belongs to a storage that the stream makes or reads by rows"
         return
     for name, need in needs.items():

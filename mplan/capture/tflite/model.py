@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 MAGIC = b"TFL3"
 #: No tensor of a microcontroller's model comes near; larger ones are taken for damage.
 MAX_ELEMENTS = 1 << 28
-#: No tensor of a microcontroller's model comes near; larger ones are taken for damage.
-MAX_ELEMENTS = 1 << 28
 #: Element types by the names that the schema gives them, as numpy names them.
 _DTYPES = {
     "INT8": "int8",
@@ -108,8 +106,6 @@ def _tensor(model: Any, tensor: Any, index: int) -> TfTensor:
     type_name = enum_names("TensorType")[tensor.Type()]
     dtype = _DTYPES.get(type_name, type_name.lower())
     shape = tuple(int(tensor.Shape(i)) for i in range(tensor.ShapeLength()))
-    if any(n < 0 for n in shape) or prod(shape) > MAX_ELEMENTS:
-        raise ValueError(f"tensor {index} has the shape {list(shape)}")
     if any(n < 0 for n in shape) or prod(shape) > MAX_ELEMENTS:
         raise ValueError(f"tensor {index} has the shape {list(shape)}")
     about = tensor.Quantization()

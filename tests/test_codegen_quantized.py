@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from tflite_models import Builder, agreement, read
 
 from mplan.capture import Captured
 from mplan.capture.tflite import read_tflite
+from mplan.capture.tflite.quantization import softmax_factors
 from mplan.codegen.c.kernels import supported
 from mplan.ir.interp import run
 from mplan.ir.ops import own_kinds
+from mplan.ir.parser import parse
 from mplan.passes.base import Context
 from mplan.passes.registry import parse_pipeline
 from mplan.pipeline import run_passes
@@ -257,6 +260,59 @@ def test_every_kernel_has_the_bytes_of_the_reference(branches: Any, tmp_path: Pa
     outputs = expected(captured, given)
     files = emitted(*cleaned(captured))
     same_bytes(run_program(tmp_path, files, given, outputs), outputs)
+
+
+def run_text(
+    folder: Path, text: str, inputs: Sequence[torch.Tensor], **constants: torch.Tensor
+) -> list[torch.Tensor]:
+    """What the program of a graph yields, which is what the reference does."""
+    graph = parse(text)
+    given = dict(zip((i.value.name for i in graph.inputs if i.role == "input"), inputs, strict=True))
+    outputs = run(graph, {**constants, **given})
+    ours = run_program(folder, emitted(graph, constants), inputs, outputs)
+    same_bytes(ours, outputs)
+    return ours
+
+
+@pytest.mark.parametrize("classes", [511, 512, 600, 1000, 4095])
+def test_a_softmax_of_many_classes(classes: int, tmp_path: Path) -> None:
+    multiplier, shift, lowest = softmax_factors(1.0, 0.1)
+    factors = f"multiplier={multiplier}, shift={shift}, diff_min={lowest}"
+    text = f"""graph @net(%x: i8[3,{classes}]) {{
+      %y: i8[3,{classes}] = mplan.qsoftmax(input=%x, {factors})
+      return %y
+    }}"""
+    x = torch.stack(
+        [torch.zeros(classes), torch.arange(classes) % 3, torch.arange(classes) % 256 - 128]
+    )
+    (y,) = run_text(tmp_path, text, [x.to(torch.int8)])
+    exact = torch.softmax(0.1 * x, -1) * 256 - 128
+    assert (y - exact).abs().max() < 0.51
+
+
+@pytest.mark.parametrize("shift", [-31, 17, 31])
+def test_a_factor_beyond_all_results_saturates(shift: int, tmp_path: Path) -> None:
+    zero_points = "input_zero_point=0, output_zero_point=0"
+    factor = f'multiplier=%m, shift=%s, {zero_points}, rounding="single"'
+    text = f"""graph @net(%x: i8[2,3], const %w: i8[2,3], const %m: i32[1], const %s: i8[1]) {{
+      %y: i8[2,2] = mplan.qlinear(input=%x, weight=%w, {factor})
+      return %y
+    }}"""
+    x = torch.tensor([[127, 127, 127], [-128, 100, 1]], dtype=torch.int8)
+    weight = torch.tensor([[127, 127, 127], [-127, -127, -100]], dtype=torch.int8)
+    m, s = torch.tensor([2**31 - 1], dtype=torch.int32), torch.tensor([shift], dtype=torch.int8)
+    (y,) = run_text(tmp_path, text, [x], w=weight, m=m, s=s)
+    assert y.tolist() == ([[0, 0], [0, 0]] if shift < 0 else [[127, -128], [-128, 127]])
+
+
+def test_numbers_without_an_integer_are_quantised_alike(tmp_path: Path) -> None:
+    text = """graph @net(%x: f32[6]) {
+      %y: i8[6] = mplan.quantize(input=%x, scale=0.5, zero_point=100)
+      return %y
+    }"""
+    x = torch.tensor([math.nan, math.inf, -math.inf, 3e38, -3e38, -0.25])
+    (y,) = run_text(tmp_path, text, [x])
+    assert y.tolist() == [-128, 127, -128, 127, -128, 99]
 
 
 def test_every_quantised_op_has_a_kernel() -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mplan.diagnostics import UserError
 from mplan.ir.fixed_point import (
     exp_of_negative,
     high_mul,
@@ -39,9 +40,10 @@ def test_double_rounding_is_two_roundings(acc: int, multiplier: int, shift: int)
     assert int(rescale(torch.tensor(acc), multiplier, shift)) == expected
 
 
-@given(ACC, st.integers(2**30, 2**31 - 1), st.integers(-31, 3))
+@given(ACC, st.integers(2**30, 2**31 - 1), st.integers(-31, 31))
 def test_single_rounding_is_one(acc: int, multiplier: int, shift: int) -> None:
-    expected = away(Fraction(acc * multiplier, 1) / Fraction(2) ** (31 - shift))
+    exact = away(Fraction(acc * multiplier, 1) / Fraction(2) ** (31 - shift))
+    expected = max(-(2**31), min(2**31 - 1, exact))
     assert int(rescale(torch.tensor(acc), multiplier, shift, "single")) == expected
 
 
@@ -56,6 +58,13 @@ def test_multipliers_are_the_nearest_of_31_bits(real: float) -> None:
 
 def test_factors_that_are_too_small_vanish() -> None:
     assert quantize_multiplier(0.0) == quantize_multiplier(2.0**-40) == (0, 0)
+
+
+def test_factors_that_are_too_large_are_refused() -> None:
+    assert quantize_multiplier(2.0**31 * (1 - 2.0**-31)) == (2**31 - 1, 31)
+    with pytest.raises(UserError, match=r"2\*\*31") as caught:
+        quantize_multiplier(2.0**31)
+    assert caught.value.code == "MP107"
 
 
 def test_ties() -> None:
@@ -82,8 +91,10 @@ LINEAR = (
     "mplan.qlinear(input=%x, weight=%v, multiplier=%m, shift=%s, input_zero_point=0, "
     "output_zero_point=0)"
 )
+SOFTMAX = "mplan.qsoftmax(input=%x, multiplier=1073741824, shift=20, diff_min=-1984)"
 HEAD = (
-    "graph @g(%x: i8[1,5,5,4], %f: f32[1,5,5,4], param %w: i8[6,3,3,4], param %b: i32[6], "
+    "graph @g(%x: i8[1,5,5,4], %l: i8[2,4096], %e: i8[2,0], %n: i8[], %f: f32[1,5,5,4], "
+    "param %w: i8[6,3,3,4], param %b: i32[6], "
     "const %m: i32[6], const %s: i8[6], const %o: i32[2], const %t: i8[256], param %v: i8[6,4])"
 )
 ACCEPTED = [
@@ -93,6 +104,7 @@ ACCEPTED = [
     (CONV.replace("stride=[1, 1]", "stride=[2, 1]"), "i8[1,2,3,6]"),
     (POOL, "i8[1,4,4,4]"),
     (LINEAR, "i8[1,5,5,6]"),
+    (SOFTMAX, "i8[1,5,5,4]"),
     ("mplan.qtable(input=%x, table=%t)", "i8[1,5,5,4]"),
     ("mplan.quantize(input=%f, scale=0.5, zero_point=3)", "i8[1,5,5,4]"),
     ("mplan.dequantize(input=%x, scale=0.5, zero_point=3)", "f32[1,5,5,4]"),
@@ -110,6 +122,9 @@ REJECTED = [
     (POOL.replace("padding=[0, 0, 0, 0]", "padding=[2, 0, 0, 0]"), "without a pixel"),
     (LINEAR.replace("weight=%v", "weight=%w"), "do not fit an input"),
     (LINEAR[:-1] + ', rounding="up")', "rounding is one of double, single"),
+    (SOFTMAX.replace("%x", "%l"), "must be from 1 to 4,095"),
+    (SOFTMAX.replace("%x", "%e"), "must be from 1 to 4,095"),
+    (SOFTMAX.replace("%x", "%n"), "must be from 1 to 4,095"),
     ("mplan.qtable(input=%x, table=%s)", "table must have 256 entries"),
     ("mplan.quantize(input=%x, scale=0.5, zero_point=3)", "input must be a tensor of f32"),
 ]

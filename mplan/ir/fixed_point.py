@@ -6,8 +6,8 @@ A real factor is ``multiplier * 2**(shift - 31)`` with ``multiplier`` in [2**30,
 - ``double``: a rounding doubling high multiplication, then a rounding shift; both to nearest, the
   multiplication with ties upwards, the shift with ties away from zero. It is what TFLite's reference
   kernels and CMSIS-NN do (gemmlowp's ``SaturatingRoundingDoublingHighMul``, ``RoundingDivideByPOT``).
-- ``single``: the exact product rounded once to nearest, ties away from zero, as LiteRT's fully
-  connected layers do.
+- ``single``: the exact product rounded once to nearest, ties away from zero, and saturated, as
+  LiteRT's fully connected layers do.
 
 Tensors are torch's; a reference must be exact, so everything is computed in 64-bit integers.
 """
@@ -17,18 +17,23 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from mplan.diagnostics import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 #: The roundings of ``rescale``.
 ROUNDINGS = ("double", "single")
+#: Shifts of 32-bit numbers are at most this, either way.
+MAX_SHIFT = 31
 _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
 
 
 def quantize_multiplier(real: float) -> tuple[int, int]:
-    """Multiplier and shift of a factor ``real >= 0``; factors below 2**-32 become 0.
+    """Multiplier and shift in [-31, 31] of a factor ``real >= 0``; factors below 2**-32 become 0.
 
-    (Jacob et al. 2018, section 2.2; rounded as TFLite does.)
+    UserError MP107 for factors that need a larger shift. (Jacob et al. 2018, section 2.2; rounded as
+    TFLite does.)
     """
     if real == 0.0:
         return 0, 0
@@ -36,7 +41,9 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
     multiplier = math.floor(fraction * (1 << 31) + 0.5)
     if multiplier == 1 << 31:
         multiplier, shift = multiplier // 2, shift + 1
-    return (0, 0) if shift < -31 else (multiplier, shift)
+    if shift > MAX_SHIFT:
+        raise UserError("MP107", f"the factor {real:g} is not below 2**{MAX_SHIFT}")
+    return (0, 0) if shift < -MAX_SHIFT else (multiplier, shift)
 
 
 def rescale(
@@ -47,7 +54,7 @@ def rescale(
 
     acc, factor, exponent = (torch.as_tensor(t).to(torch.int64) for t in (acc, multiplier, shift))
     if rounding == "single":
-        return rounding_shift(acc * factor, 31 - exponent)
+        return rounding_shift(acc * factor, 31 - exponent).clamp(_INT32_MIN, _INT32_MAX)
     wide = wrap_int32(acc << exponent.clamp(min=0))
     return rounding_shift(high_mul(wide, factor), (-exponent).clamp(min=0))
 

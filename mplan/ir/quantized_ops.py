@@ -27,6 +27,9 @@ from mplan.ir.graph import Op, Ref
 from mplan.ir.ops import BoundArg, OpDef, Param
 from mplan.ir.types import DType, TensorType, Type
 
+#: The sum of as many exponentials need not fit the 12 integer bits that it has.
+SOFTMAX_LIMIT = 1 << 12
+
 _Args = Mapping[str, BoundArg]
 
 
@@ -161,6 +164,13 @@ def _infer_same(args: _Args) -> tuple[Type | None, ...]:
     return _int8(*_sizes(args, "input"))
 
 
+def _infer_softmax(args: _Args) -> tuple[Type | None, ...]:
+    sizes = _sizes(args, "input")
+    fits = bool(sizes) and 0 < sizes[-1] < SOFTMAX_LIMIT
+    _require(fits, f"the last of {list(sizes)} must be from 1 to {SOFTMAX_LIMIT - 1:,}")
+    return _int8(*sizes)
+
+
 def _infer_table(args: _Args) -> tuple[Type | None, ...]:
     _require(_sizes(args, "table") == (256,), "table must have 256 entries")
     return _infer_same(args)
@@ -275,7 +285,7 @@ ROWS: dict[str, OpDef] = {
         _row("qavg_pool2d", _POOL, _infer_pool),
         _row("qmax_pool2d", _POOL, _infer_pool),
         _row("qmean", _MEAN, _infer_mean),
-        _row("qsoftmax", _params("input:t multiplier:i shift:i diff_min:i"), _infer_same),
+        _row("qsoftmax", _params("input:t multiplier:i shift:i diff_min:i"), _infer_softmax),
         _row("qtable", _params("input:t table:t"), _infer_table, pointwise=True),
         _row(
             "resize_nearest2d",

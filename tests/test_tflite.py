@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tflite_models import Builder, interpreted, read, reference
+from tflite_models import Builder, agreement, interpreted, read, reference
 
 from mplan import compiler
 from mplan.capture import Captured, capture_loaded, load_model
@@ -120,6 +120,29 @@ def test_a_hard_swish_that_the_kernel_refuses_is_refused():
     with pytest.raises(UnsupportedError) as caught:
         read(b.finish(y))
     assert "1/128" in caught.value.notes[0][0]
+
+
+def test_a_factor_of_more_than_31_bits_is_refused():
+    b = Builder()
+    x, y = b.input((1, 4), scale=1e20), b.tensor((1, 4), scale=1e-3)
+    b.op("FULLY_CONNECTED", [x, b.const(np.ones((4, 4)), "int8", scale=1.0)], [y])
+    with pytest.raises(UnsupportedError) as caught:
+        read(b.finish(y))
+    assert "not below 2**31" in caught.value.notes[0][0]
+
+
+@pytest.mark.parametrize("offset", [False, True])
+def test_slices_whose_end_counts_from_their_begin_are_refused(offset: bool):
+    b = Builder()
+    x, y = b.input((6,), scale=0.1), b.tensor((2,), scale=0.1)
+    bounds = [b.const([n]) for n in (2, 4, 1)]
+    b.op("STRIDED_SLICE", [x, *bounds], [y], "StridedSliceOptions", 2, offset=offset)
+    if not offset:
+        assert agreement(b.finish(y), [np.arange(6, dtype=np.int8)])
+        return
+    with pytest.raises(UnsupportedError) as caught:
+        read(b.finish(y))
+    assert "an end that counts from the begin" in caught.value.notes[0][0]
 
 
 def test_float_models_are_refused():

@@ -429,6 +429,8 @@ def _strided_slice(reader: Reader, op: TfOp) -> None:
     x, (y,), options = operand(op, 0), op.outputs, op.options
     if options.EllipsisMask() or options.NewAxisMask():
         raise Unreadable("ellipses and new axes are not supported")
+    if options.Offset():
+        raise Unreadable("an end that counts from the begin is not supported")
     lists = [integers(operand(op, i), "the range") for i in (1, 2, 3)]
     cuts = []
     for d, (begin, end, step) in enumerate(zip(*lists, strict=True)):

@@ -182,6 +182,39 @@ def test_a_store_to_what_nothing_owns_is_an_error(build: Build, toolchain: str, 
     assert run(firmware, emulator=emulator, trace_memory=False).exit_code == 1
 
 
+GAP = """
+#include "mplan_host.h"
+static volatile unsigned char odd[13] __attribute__((aligned(8)));
+static volatile unsigned char even[8] __attribute__((aligned(8)));
+__attribute__((noinline)) void fill(volatile unsigned char *at, int n) {
+    for (int i = 0; i < n; i++) at[i] = 1;
+}
+int main(void) {
+    fill(even, sizeof even);
+    fill(odd, LENGTH);
+    return odd[0] - even[0];
+}
+"""
+
+
+@pytest.mark.parametrize(("toolchain", "emulator"), [("zig", "unicorn"), ("gcc", "qemu")])
+def test_the_gap_behind_an_object_belongs_to_nothing(build: Build, toolchain: str, emulator: str):
+    exact, beyond = (build(GAP, toolchain=toolchain, defines={"LENGTH": n}) for n in ("13", "14"))
+    assert run(exact, emulator=emulator).exit_code == 0
+    error = fails("MP548", lambda: run(beyond, emulator=emulator))
+    assert f"wrote 1 B at {beyond.symbols['odd'].address + 13:#010x}" in error.message
+    assert "1 such stores" in error.help
+
+
+def test_many_variables_are_owned_each(build: Build):
+    count = 100
+    names = [f"v{i}" for i in range(count)]
+    source = "".join(f"volatile char {n} __attribute__((aligned(8)));\n" for n in names)
+    source += f"int main(void) {{ {' '.join(f'{n} = 1;' for n in names)} return 0; }}"
+    result = run(build(source))
+    assert result.exit_code == 0 and [result.touched[n].bytes for n in names] == [1] * count
+
+
 @pytest.mark.parametrize(
     ("release", "api"),
     [("7.2.22 (Debian)", 1), ("8.2.3", 1), ("9.0.4", 2), ("9.1.0", 3), ("10.2.0", 3)],

@@ -55,6 +55,13 @@ def functions(elf: Path) -> list[tuple[int, int, str]]:
     return sorted(largest.values())
 
 
+def objects(elf: Path) -> list[tuple[int, int]]:
+    """Start and end of every object of an ELF file, those of the same name included."""
+    with _opened(elf) as file:
+        found = [e.entry for e in _symbol_table(file) if e["st_info"]["type"] == "STT_OBJECT"]
+    return [(e["st_value"], e["st_value"] + e["st_size"]) for e in found if e["st_size"]]
+
+
 def function_code(elf: Path) -> list[tuple[tuple[int, int, str], list[tuple[int, bytes]]]]:
     """Every function of an Arm ELF file with its code: the parts that hold instructions, no data.
 

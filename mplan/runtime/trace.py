@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
 SOURCES = Path(__file__).parent / "tracing"
 MAX_MEMORIES = 16
-_MAX_SPANS = 32
 _MAX_MARKS = 1 << 16
-_WRITTEN, _READ = 1, 2
+_WRITTEN, _READ, _OWNED = 1, 2, 4
 
 
 class _Memory(ctypes.Structure):
@@ -64,8 +63,6 @@ class _Header(ctypes.Structure):
         ("stray_pc", ctypes.c_uint64),
         ("stray_address", ctypes.c_uint64),
         ("stray_size", ctypes.c_uint64),
-        ("owned", ctypes.c_uint64),
-        ("owned_span", _Span * _MAX_SPANS),
         ("memories", ctypes.c_uint64),
         ("memory", _Memory * MAX_MEMORIES),
     )
@@ -103,6 +100,7 @@ class Trace:
         self._map[: ctypes.sizeof(header)] = bytes(header)
         self._header = _Header.from_buffer(self._map)
         self._place_steps()
+        self._place_owned()
 
     @property
     def address(self) -> int:
@@ -146,9 +144,6 @@ class Trace:
         header.counters_at = self._reserve(8 * header.steps)
         header.mark_capacity = _MAX_MARKS
         header.marks_at = self._reserve(8 * _MAX_MARKS * (1 + header.steps))
-        owned = _owned(self.firmware)
-        header.owned = len(owned)
-        header.owned_span[: len(owned)] = owned
         header.memories = len(self.firmware.memories)
         header.memory[: header.memories] = [self._place(m) for m in self.firmware.memories]
         return header
@@ -175,6 +170,18 @@ class Trace:
             if memory is not None:
                 code = self._array(memory, "step_at", "uint16", self.code_bytes(memory) // 2)
                 code[(address - (memory.base or 0)) // 2] = counter[position]
+
+    def _place_owned(self) -> None:
+        """Note which bytes of RAM belong to an object, or to a section without any, as the stack's."""
+        objects = elf.objects(self.firmware.elf)
+        for section in elf.sections(self.firmware.elf):
+            span = section.address, section.address + section.size
+            memory = self.firmware.memory_of(section.address)
+            if memory is not None and memory.kind != "flash":
+                bits, base = self._access_bits(memory), memory.base or 0
+                inside = [s for s in objects if span[0] <= s[0] < span[1]]
+                for start, end in inside or [span]:
+                    bits[start - base : end - base] |= _OWNED
 
     def _array(self, memory: Memory, field: str, dtype: str, count: int) -> Any:
         import numpy as np
@@ -299,14 +306,3 @@ def _mapped(size: int, path: Path | None) -> mmap.mmap:
     with path.open("wb+") as file:
         file.truncate(size)
         return mmap.mmap(file.fileno(), size)
-
-
-def _owned(firmware: Firmware) -> list[tuple[int, int]]:
-    """The address ranges of RAM that something in the image owns."""
-    ram = {m.name for m in firmware.memories if m.kind != "flash"}
-    spans = []
-    for section in elf.sections(firmware.elf):
-        memory = firmware.memory_of(section.address)
-        if memory is not None and memory.name in ram:
-            spans.append((section.address, section.address + section.size))
-    return spans

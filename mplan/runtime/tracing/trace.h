@@ -9,11 +9,11 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-enum { WRITTEN = 1, READ = 2, SYSTEM_SPACE = 0xE0000000u };
+enum { WRITTEN = 1, READ = 2, OWNED = 4, SYSTEM_SPACE = 0xE0000000u };
 
 struct memory {
     u64 base, size;
-    u64 accessed_at; /* u8 per byte: WRITTEN | READ, since main began */
+    u64 accessed_at; /* u8 per byte: WRITTEN | READ, since main began; OWNED */
     u64 code_bytes;  /* how much of it holds code and constants; 0 for RAM */
     u64 executed_at; /* u64 per halfword of code: instructions run in blocks that start there */
     u64 step_at;     /* u16 per halfword of code: the counter of the step that begins there, or 0 */
@@ -35,10 +35,8 @@ struct trace {
     u64 marks;
     u64 mark_capacity;
     u64 marks_at; /* rows of u64: instructions so far, then the counters */
-    u64 strays;   /* stores outside of what the image owns; the first one: */
+    u64 strays;   /* stores to bytes that are not OWNED, since main began; the first one: */
     u64 stray_pc, stray_address, stray_size;
-    u64 owned; /* number of spans */
-    struct span owned_span[32];
     u64 memories;
     struct memory memory[16];
 };
@@ -109,22 +107,19 @@ static inline void note_step(struct trace *trace, u64 step, u64 rest) {
 }
 
 static inline void note_access(struct trace *trace, u64 pc, u64 address, u64 size, int store) {
-    struct memory *memory = is_uncounted(trace, pc) ? 0 : memory_of(trace, address);
-    if (memory && trace->in_main) {
-        u8 *accessed = (u8 *)at(trace, memory->accessed_at);
-        for (u64 i = address - memory->base; i < address - memory->base + size && i < memory->size; i++) {
-            accessed[i] |= store ? WRITTEN : READ;
-        }
-    }
-    if (!store || address >= SYSTEM_SPACE) {
+    const struct memory *memory = memory_of(trace, address);
+    const u64 start = memory ? address - memory->base : 0;
+    const u8 bit = is_uncounted(trace, pc) ? 0 : store ? WRITTEN : READ;
+    u64 owned = 0;
+    if (!trace->in_main) {
         return;
     }
-    for (u64 i = 0; i < trace->owned; i++) {
-        if (address >= trace->owned_span[i].start && address + size <= trace->owned_span[i].end) {
-            return;
-        }
+    for (u64 i = 0; memory && i < size && start + i < memory->size; i++) {
+        u8 *byte = (u8 *)at(trace, memory->accessed_at) + start + i;
+        owned += *byte & OWNED ? 1 : 0;
+        *byte |= bit;
     }
-    if (trace->strays++ == 0) {
+    if (store && owned < size && address < SYSTEM_SPACE && trace->strays++ == 0) {
         trace->stray_pc = pc;
         trace->stray_address = address;
         trace->stray_size = size;

@@ -86,4 +86,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("mplan.qadd", "mplan.qsub", "mplan.qmul", "mplan.qtable", "mplan.requantize"), _pointwise
     ),
+    **dict.fromkeys(("mplan.quantize", "mplan.dequantize"), _pointwise),
 }

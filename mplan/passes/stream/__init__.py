@@ -20,7 +20,7 @@ from mplan.passes.stream.attach import attach
 from mplan.passes.stream.chain import Chain
 from mplan.passes.stream.costs import Limits, Option, options
 from mplan.passes.stream.realize import realize
-from mplan.passes.stream.search import Schedule, frontier, least_peak, least_work
+from mplan.passes.stream.search import Schedule, least_peak, least_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +49,18 @@ class StreamRows(Pass):
         if graph.symbols or any(op.loop for op in graph.ops):
             ctx.notes.append("not streamed: sizes are known only at run time, or there are loops")
             return graph
-        if self.input == "rows":
-            ctx.layout = replace(ctx.layout, inputs=None)
         chain = self.chain(graph, ctx)
         if all(unit.node is None for unit in chain.units):
             return graph
         table = self.table(chain)
         schedule = self._schedule(chain, table)
+        if self.input == "rows":
+            ctx.layout = replace(ctx.layout, inputs=None)
         found = min(
             (realize(chain, schedule, least) for least in (schedule.peak_bytes, 0)),
             key=lambda streamed: _live_bytes(streamed, ctx),
         )
-        ctx.notes.append(_note(chain, schedule, _live_bytes(found, ctx)))
+        ctx.notes.append(self._note(chain, schedule, _live_bytes(found, ctx)))
         return found
 
     def chain(self, graph: Graph, ctx: Context) -> Chain:
@@ -73,11 +73,6 @@ class StreamRows(Pass):
     def table(self, chain: Chain) -> dict[tuple[int, int], list[Option]]:
         """The ways to run every interval of ``chain``, within the options of the pass."""
         return options(chain, Limits(self.rows, self.pixels, self.strips))
-
-    def frontier(self, graph: Graph, ctx: Context) -> list[Schedule]:
-        """The schedules of ``graph`` that are best in bytes or work, least bytes first."""
-        chain = self.chain(graph, ctx)
-        return frontier(self.table(chain), len(chain.units))
 
     def _schedule(self, chain: Chain, table: dict[tuple[int, int], list[Option]]) -> Schedule:
         count = len(chain.units)
@@ -96,18 +91,22 @@ class StreamRows(Pass):
             help="allow more strips or multiply-accumulates, or a larger budget",
         )
 
+    def _note(self, chain: Chain, schedule: Schedule, live_bytes: int) -> str:
+        """What was made, and what no schedule of the same kind falls below."""
+        streams = sum(s.option.choice is not None for s in schedule.segments)
+        work = sum(unit.macs for unit in chain.units)
+        factor = schedule.macs / work if work else 1.0
+        if self.budget:
+            bound = f"{schedule.macs:,} of them within {self.budget:,} B"
+        else:
+            bound = f"{schedule.peak_bytes:,} B within {self.max_mac_factor:g} times as many"
+        return (
+            f"streams: {streams}, {live_bytes:,} B live at {factor:.3f} times the "
+            f"multiply-accumulates; no cut of this order into such streams has less than {bound}"
+        )
+
 
 def _live_bytes(graph: Graph, ctx: Context) -> int:
     """The arena's live bytes when the ops run in the order of ``graph``."""
     problem = problem_of(graph, ctx.layout).problem
     return live_peak(problem, range(len(problem.steps)), ctx.layout.arena.name)[0]
-
-
-def _note(chain: Chain, schedule: Schedule, live_bytes: int) -> str:
-    streams = sum(s.option.choice is not None for s in schedule.segments)
-    work = sum(unit.macs for unit in chain.units)
-    factor = schedule.macs / work if work else 1.0
-    return (
-        f"streams: {streams}, {live_bytes:,} B live at {factor:.3f} times the multiply-accumulates; "
-        f"no cut of this order into such streams has less than {schedule.peak_bytes:,} B"
-    )

@@ -16,7 +16,8 @@ from mplan.ir.verify_stream import lies_by_rows
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Ops that stay together and their multiply-accumulates; ``node`` is None if they have no rows."""
+    """Ops that stay together and their multiply-accumulates; ``node`` is None if they are no part of
+    a stream: they have no rows, or scratch."""
 
     ops: tuple[Op, ...]
     node: Node | None
@@ -83,6 +84,23 @@ class Chain:
                 made.append(name)
         return kept, dying, made
 
+    def starved(self, unit: int) -> bool:
+        """Whether a unit needs the whole of an input that arrives by rows."""
+        node = self.units[unit].node
+        by_rows = {r.source for r in node.reads} if node else set()
+        roots = (self.found.root[name] for op in self.units[unit].ops for name in op.operands)
+        return any(root in self.pushed and root not in by_rows for root in roots)
+
+    def alone(self, unit: int) -> int:
+        """The most bytes that live while a unit runs that is no part of a stream."""
+        kept, dying, made = self.around(unit, unit + 1)
+        claimed = (
+            sum(self.nbytes(n) for n in made if n not in _unborn(op, phase)) + _scratch(op, phase)
+            for op in self.units[unit].ops
+            for phase in range(op.phases)
+        )
+        return kept + sum(self.nbytes(n) for n in dying) + max(claimed)
+
     def by_rows(self, name: str) -> bool:
         """Whether a storage may lie by rows of pixels: nothing but streams sees where it lies."""
         type_ = self.types[name]
@@ -107,7 +125,16 @@ def _units(graph: Graph, found: Storages, types: Mapping[str, Type]) -> Iterator
             yield Unit((op,), None, _macs((op,), types))
         elif root not in done:
             done.add(root)
-            yield Unit(node.ops, node if node.rules else None, _macs(node.ops, types))
+            streamable = node.rules and not any(o.scratch for o in node.ops)
+            yield Unit(node.ops, node if streamable else None, _macs(node.ops, types))
+
+
+def _unborn(op: Op, phase: int) -> set[str]:
+    return {v.name for n, v in enumerate(op.results) if v and op.birth(n) > phase}
+
+
+def _scratch(op: Op, phase: int) -> int:
+    return sum(s.size_bytes for s in op.scratch if s.start <= phase < s.end)
 
 
 def _macs(ops: tuple[Op, ...], types: Mapping[str, Type]) -> int:

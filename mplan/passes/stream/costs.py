@@ -46,10 +46,10 @@ def options(chain: Chain, limits: Limits) -> dict[tuple[int, int], list[Option]]
     """The ways to run units ``[first, end)``, for every such interval that can run."""
     found: dict[tuple[int, int], list[Option]] = {}
     for end in range(1, len(chain.units) + 1):
+        if chain.starved(end - 1):
+            continue
         if chain.units[end - 1].node is None:
-            kept, dying, made = chain.around(end - 1, end)
-            peak = kept + sum(chain.nbytes(n) for n in (*dying, *made))
-            found[end - 1, end] = [Option(peak, chain.units[end - 1].macs)]
+            found[end - 1, end] = [Option(chain.alone(end - 1), chain.units[end - 1].macs)]
         else:
             for first, ways in _Ending(chain, end, limits).intervals():
                 found[first, end] = ways
@@ -62,7 +62,8 @@ class _Ending:
     def __init__(self, chain: Chain, end: int, limits: Limits):
         self.chain, self.end, self.limits = chain, end, limits
         low = end - 1
-        while low > 0 and chain.dims_at(low - 1) == chain.dims_at(end - 1):
+        dims = chain.dims_at(low)
+        while low > 0 and chain.dims_at(low - 1) == dims and not chain.starved(low - 1):
             low -= 1
         self.low = low
         self.nodes: list[Node] = [u.node for u in chain.units[low:end] if u.node is not None]
@@ -189,6 +190,8 @@ class _Ending:
         chain, best = self.chain, (0, "")
         if self.nodes[-1].reduces or not chain.by_rows(self.out):
             return best
+        out = chain.types[self.out]
+        assert isinstance(out, TensorType)
         made = chain.nbytes(self.out)
         stages = [
             index
@@ -198,6 +201,10 @@ class _Ending:
         for name in dying:
             if name not in self.flow.sizes or not chain.by_rows(name):
                 continue
+            operand = chain.types[name]
+            assert isinstance(operand, TensorType)
+            if operand.dtype.itemsize != out.dtype.itemsize:
+                continue  # it would lie at a fraction of its elements
             moved = chain.nbytes(name)
             pixels = tuple(
                 total // (size[0] * size[1])

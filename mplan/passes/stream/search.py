@@ -72,17 +72,3 @@ def least_work(table: Table, units: int, peak_bytes: int) -> Schedule | None:
         units = via[units].first
     peak = max((s.option.peak_bytes for s in segments), default=0)
     return Schedule(tuple(reversed(segments)), peak, sum(s.option.macs for s in segments))
-
-
-def frontier(table: Table, units: int) -> list[Schedule]:
-    """The schedules of which none is better in both peak and multiply-accumulates, least peak first."""
-    found: list[Schedule] = []
-    limit = max((o.peak_bytes for ways in table.values() for o in ways), default=0)
-    while True:
-        schedule = least_work(table, units, limit)
-        if schedule is None:
-            return found[::-1]
-        tight = least_peak(table, units, schedule.macs)
-        assert tight is not None
-        found.append(tight)
-        limit = tight.peak_bytes - 1

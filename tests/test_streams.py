@@ -160,6 +160,14 @@ def test_factors_whose_reciprocal_is_too_small_have_no_rule() -> None:
         assert torch.equal(run(graph, {"x": image})[0], plain) == bool(nodes_of(graph)[0].rules)
 
 
+def test_an_image_that_is_its_own_kernel_has_no_rule() -> None:
+    text = """graph @own(%x: f32[1,1,4,4]) {
+      %y: f32[1,1,3,3] = aten.conv2d.default(input=%x, weight=%x, padding=[1, 1])
+      return %y
+    }"""
+    assert not nodes_of(parse(text))[0].rules
+
+
 def test_a_ring_for_a_weight_is_rejected() -> None:
     module, shape = NETS["gated"]
     graph, _ = graph_of(module(), shape)

@@ -136,9 +136,14 @@ def _call(kind: str, args: Mapping[str, BoundArg]) -> Tensor:
     return result
 
 
-def _only(op: Op, operand: str, reach: tuple[Reach, Reach], run: Compute, fill: float = 0.0) -> Spatial:
+def _only(
+    op: Op, operand: str, reach: tuple[Reach, Reach], run: Compute, fill: float = 0.0
+) -> Spatial | None:
+    """The rule of an op that reads one operand by rows; None if it also reads it as another."""
     name = op.arg(operand)
     assert isinstance(name, Ref)
+    if op.operands.count(name.name) > 1:
+        return None
     return Spatial(NCHW, (Access(name.name, reach, fill),), run)
 
 

@@ -24,6 +24,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing mplan and its development tools ..."
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	bash tools/system_packages.sh
+	$(BIN)/python -m mplan.cli doctor --prepare > /dev/null
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo  ## Train a digits CNN, compile it for an STM32F746, run it in the emulator

@@ -11,7 +11,7 @@ from nas_graphs import cell_network
 
 from mplan.ir.plan import Problem
 from mplan.passes.allocate import OverBudget
-from mplan.passes.allocate.prepare import prepare
+from mplan.passes.prepare import prepare
 from mplan.passes.live import live_peak
 from mplan.passes.planner import padded_bound, solve
 from mplan.passes.schedule import arena, schedule

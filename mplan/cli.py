@@ -370,10 +370,20 @@ def targets(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    as_json: Json = False,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Compile the planner's searches now, not when first used.")
+    ] = False,
+) -> None:
     """Say which tools and packages are here, and what each is for."""
     from mplan.doctor import examine
 
+    if prepare:
+        from mplan.passes.prepare import prepare as compile_searches
+
+        with _progress("compiling the searches"):
+            compile_searches()
     findings = examine()
     if as_json:
         _emit({"findings": [asdict(f) for f in findings]})

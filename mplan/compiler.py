@@ -135,11 +135,11 @@ def capture_for(
     from mplan import capture
     from mplan.targets.load import load_target
 
+    decompose = load_target(options.target).family == "mcu"
     if isinstance(model, (str, Path)):
         model, args, kwargs = capture.load_model(str(model))
     if isinstance(model, capture.Captured):
         return model
-    decompose = load_target(options.target).family == "mcu"
     if not hasattr(model, "named_parameters"):
         return capture.capture_exported(model, decompose=decompose)
     if args is None:

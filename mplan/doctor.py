@@ -21,7 +21,7 @@ class Finding:
 
 _PACKAGES = {
     "torch": ("capture, CPU and GPU execution", "pip install 'torch>=2.11,<2.14'"),
-    "numba": ("compiles the search for addresses", "pip install numba"),
+    "numba": ("compiles the searches for orders and addresses", "pip install numba"),
     "ortools": ("exact solvers", "pip install ortools"),
     "ziglang": ("compiles C for the emulator", "pip install ziglang"),
     "unicorn": ("runs Cortex-M code", "pip install unicorn"),

@@ -21,6 +21,7 @@ from mplan.ir.verify import verify
 from mplan.options import Options
 from mplan.passes.base import Context, Pass
 from mplan.passes.registry import parse_pipeline, print_pass
+from mplan.passes.solvers.interrupt import graceful
 from mplan.targets.load import load_target
 from mplan.targets.model import Target
 from mplan.version import __version__
@@ -106,6 +107,7 @@ def plan_graph(
 ) -> Planned:
     """Run the pipeline of the target's family (or ``options.pipeline``) and check its plan.
 
+    Ctrl-C ends the searches; the best plan so far is returned.
     InfeasibleError when the plan does not fit, UserError for bad options, CheckError when a pass
     breaks the graph.
     """
@@ -120,7 +122,8 @@ def plan_graph(
     )
     watchers = [*instruments, *([Dump(Path(options.dump))] if options.dump else [])]
     passes = parse_pipeline(options.pipeline or PIPELINES[target.family])
-    graph = run_passes(graph, passes, ctx, watchers)
+    with graceful():
+        graph = run_passes(graph, passes, ctx, watchers)
     if ctx.plan is None or ctx.lowered is None:
         names = ",".join(p.name for p in passes)
         hint = "end the pipeline with allocate"

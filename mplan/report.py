@@ -25,7 +25,7 @@ PHASES = ("capture", "plan", "codegen")
 
 @dataclass(frozen=True, slots=True)
 class RegionReport:
-    """A region: the height of its arena, the proven lower bound of it, and what there is."""
+    """A region: the height of its arena, what its buffers need at this order, and what there is."""
 
     name: str
     peak_bytes: int

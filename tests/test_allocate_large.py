@@ -14,7 +14,7 @@ from mplan.passes.allocate import allocate, skyline
 from mplan.passes.allocate.columns import PRIORITIES, columns_of
 from mplan.passes.allocate.greedy import order_by, pack
 from mplan.passes.allocate.instance import Instance, from_problem
-from mplan.passes.allocate.prepare import prepare
+from mplan.passes.prepare import prepare
 from mplan.passes.solvers.interface import Deadline
 
 BUDGET_S = 60.0

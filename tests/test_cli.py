@@ -194,7 +194,7 @@ def test_plan_of_a_graph_in_text_form(tmp_path: Path) -> None:
 def test_targets_and_doctor() -> None:
     names = {t["name"] for t in run_cli("targets", "--json").json["targets"]}
     assert {"cpu", "h200", "stm32f746", "mps3-an547", "generic-scratchpad"} <= names
-    found = {f["name"]: f["found"] for f in run_cli("doctor", "--json").json["findings"]}
+    found = {f["name"]: f["found"] for f in run_cli("doctor", "--prepare", "--json").json["findings"]}
     assert found["torch"]
     assert found["unicorn"]
 

@@ -30,7 +30,7 @@ GRAPHS = {
     "ind_vit_tr_1.json": (346_281_984, True, 30),
     "mobilenet_v2.json": (6_021_120, True, 30),
     "pnasnet5large.json.gz": (33_106_200, True, 40),
-    "train_resnet18_b32.json": (730_630_660, False, 6),  # bound 729,025,028
+    "train_resnet18_b32.json": (730_630_660, False, 12),  # bound 729,025,028
     "train_gpt2_b1_s512.json.gz": (1_332_571_840, True, 30),
     "train_gpt2_96L.json.gz": (8_467_427_008, True, 40),
 }

@@ -257,7 +257,10 @@ class Plan:
 
     @property
     def status(self) -> Status:
-        """The weakest status among the certificates: optimal only if every decision is."""
+        """The weakest status among the certificates.
+
+        ``optimal``: no order has fewer live bytes, and no addresses *at this order* end lower.
+        """
         states = {c.status for c in self.certificates}
         if "infeasible" in states:
             return "infeasible"

@@ -33,6 +33,11 @@ class Draft:
     offsets: Mapping[int, int]
 
 
+def height(problem: Problem, draft: Draft) -> int:
+    """Where the highest buffer of ``draft`` ends."""
+    return max((o + problem.buffers[b].size_bytes for b, o in draft.offsets.items()), default=0)
+
+
 def improve(
     problem: Problem, region: str, draft: Draft, goal: int, deadline: Deadline, seed: int
 ) -> Draft:
@@ -42,7 +47,7 @@ def improve(
     """
     if problem.adjacent or any(b.offset is not None or b.gaps for b in problem.buffers):
         return draft
-    for size in _WINDOWS:
+    for size in _WINDOWS if len(problem.steps) > _WINDOWS[-1] else (len(problem.steps),):
         tried: set[tuple[int, int]] = set()
         while not deadline.expired:
             hot = (w for w in _windows(problem, draft, goal, size) if w not in tried)
@@ -60,8 +65,6 @@ def improve(
 def _windows(problem: Problem, draft: Draft, goal: int, size: int) -> Iterator[tuple[int, int]]:
     """Windows of ``size`` steps around the ends of the buffers that end above ``goal``, worst first."""
     count = len(problem.steps)
-    if count <= _WINDOWS[-1]:
-        size = count
     spans = problem.lifetimes(draft.order)
     tops = sorted(
         ((o + problem.buffers[b].size_bytes, b) for b, o in draft.offsets.items()), reverse=True

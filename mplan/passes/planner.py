@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import gcd, lcm
@@ -50,6 +50,11 @@ class _Draft:
         """The height of the arena."""
         return self.arena.height_bytes
 
+    @property
+    def positions(self) -> joint.Draft:
+        """The order and the offsets of the arena."""
+        return joint.Draft(self.order, {p.buffer: p.offset for p in self.arena.placements})
+
 
 def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed: int = 0) -> Plan:
     """A checked plan for ``problem``; its arena is never higher than that of the captured order.
@@ -72,6 +77,8 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
             best = _allocate_all(problem, ordered.order, name, share, seed, known)
         except OverBudget as error:
             other = _at_captured(problem, math.inf, name, deadline, seed)
+            if other is None and name == "auto":
+                other = _squeezed(problem, ordered, deadline, seed)
             if other is None:
                 raise _for_any_order(error, certificate) from None
             best = other
@@ -79,7 +86,8 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
             if best.order != captured and live_peak(problem, captured, arena(problem))[0] < best.height:
                 best = _at_captured(problem, best.height, name, deadline, seed) or best
         if name == "auto":
-            best = _jointly(best, certificate.lower_bound_bytes, deadline, seed)
+            found = _jointly(problem, best.positions, certificate.lower_bound_bytes, deadline, seed)
+            best = (_hinted(problem, found, seed) if found else None) or best
         return _complete(best, (certificate,))
 
 
@@ -136,25 +144,60 @@ def _at_captured(
     return best
 
 
-def _jointly(best: _Draft, goal: int, deadline: Deadline, seed: int) -> _Draft:
-    """``best``, or an order and addresses found together if they take less than it does."""
-    problem, region = best.problem, arena(best.problem)
-    if best.height <= max(goal, live_peak(problem, best.order, region)[0]) or deadline.expired:
-        return best
+def _squeezed(problem: Problem, ordered: Ordered, deadline: Deadline, seed: int) -> _Draft | None:
+    """Another order than that of ``ordered``, at which the arena overflows, that fits."""
+    region = arena(problem)
+    capacity = problem.region(region).capacity_bytes
+    if capacity is None or ordered.certificate.lower_bound_bytes > capacity or deadline.expired:
+        return None
+    above = _allocate_all(
+        problem.unlimited(), ordered.order, "auto", deadline.share(_FIRST_ORDER), seed
+    )
+    found = joint.improve(problem, region, above.positions, capacity, deadline, seed)
+    return _hinted(problem, found, seed)
+
+
+def rearrange(problem: Problem, plan: Plan, *, limit_s: float, seed: int = 0) -> joint.Draft | None:
+    """An order and offsets of the arena, found together, that take less than those of ``plan``.
+
+    None if there is no bound on orders, or nothing is found in time.
+    """
+    region = arena(problem)
+    bound = plan.certificate(f"schedule:{region}")
+    if bound is None:
+        return None
+    start = joint.Draft(plan.order, {p.buffer: p.offset for p in plan.placements if p.region == region})
+    with graceful():
+        return _jointly(problem, start, bound.lower_bound_bytes, _deadline(problem, limit_s), seed)
+
+
+def _jointly(
+    problem: Problem, start: joint.Draft, goal: int, deadline: Deadline, seed: int
+) -> joint.Draft | None:
+    """What takes less than ``start``; None if it needs no more than its live bytes or ``goal``."""
+    region, height = arena(problem), joint.height(problem, start)
+    if height <= max(goal, live_peak(problem, start.order, region)[0]) or deadline.expired:
+        return None
     goal = max(goal, padded_bound(problem, region, deadline.share(_PADDED), seed))
-    if best.height <= goal:
-        return best
-    start = joint.Draft(best.order, {p.buffer: p.offset for p in best.arena.placements})
+    if height <= goal:
+        return None
     found = joint.improve(problem, region, start, goal, deadline, seed)
-    if found is start:
-        return best
-    hinted = tuple(replace(b, hint=found.offsets.get(i)) for i, b in enumerate(problem.buffers))
+    return found if joint.height(problem, found) < height else None
+
+
+def _hinted(problem: Problem, found: joint.Draft, seed: int) -> _Draft | None:
+    """Every region at the order of ``found``, the arena no higher than that; None if one overflows."""
     with suppress(OverBudget):
-        hints = replace(problem, buffers=hinted)
+        hints = _with_hints(problem, found.offsets)
         draft = _allocate_all(hints, found.order, "greedy", Deadline(_GRACE_S), seed)
-        if draft.height < best.height:
+        if draft.height <= joint.height(problem, found):
             return replace(draft, problem=problem)
-    return best
+    return None
+
+
+def _with_hints(problem: Problem, offsets: Mapping[int, int]) -> Problem:
+    buffers = tuple(replace(b, hint=offsets.get(i, b.hint)) for i, b in enumerate(problem.buffers))
+    return replace(problem, buffers=buffers)
 
 
 def padded_bound(problem: Problem, region: str, deadline: Deadline, seed: int) -> int:
@@ -184,7 +227,7 @@ def _for_any_order(error: OverBudget, certificate: Certificate) -> OverBudget:
         return error
     if least > error.capacity_bytes:
         error.help = f"no order of the steps needs less than {least:,} B: use less memory"
-    elif certificate.status == "feasible":
+    else:
         error.help = f"{error.help}; an order that needs less is not ruled out (at least {least:,} B)"
     return error
 
@@ -194,13 +237,15 @@ def place(
     order: Sequence[int],
     *,
     certificates: tuple[Certificate, ...] = (),
+    hints: Mapping[int, int] | None = None,
     solver: str = "auto",
     limit_s: float = 10.0,
     seed: int = 0,
 ) -> Plan:
     """A checked plan at a given order: every region allocated.
 
-    ``certificates`` of a schedule are carried over, with the value that ``order`` has. Raises
+    ``certificates`` of a schedule are carried over, with the value that ``order`` has; ``hints`` are
+    offsets to try first, by buffer. Raises
     OverBudget MP221 or MP222 if a region overflows, InternalError MP299 if the plan fails ``check``.
     """
     name = _name("allocate", solver)
@@ -210,8 +255,9 @@ def place(
         known = None
         if name == "auto" and captured:
             known = repeats.repeat_captured(problem, arena(problem), deadline, seed)
-        draft = _allocate_all(problem, tuple(order), name, deadline, seed, known)
-        return _complete(draft, certificates)
+        hinted = _with_hints(problem, hints) if hints else problem
+        draft = _allocate_all(hinted, tuple(order), name, deadline, seed, known)
+        return _complete(replace(draft, problem=problem), certificates)
 
 
 def _allocate_all(

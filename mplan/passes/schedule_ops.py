@@ -38,7 +38,7 @@ class ScheduleOps(Pass):
             seed=ctx.seed,
         )
         order = _best_order(lowered, ordered.order)
-        ctx.schedule_certificate = _renumber(ordered.certificate, order, lowered.op_of)
+        ctx.schedule_certificate = renumber(ordered.certificate, order, lowered.op_of)
         ctx.spent_s = ordered.certificate.seconds
         if order == tuple(range(len(graph.ops))):
             return graph
@@ -67,7 +67,7 @@ def _best_order(lowered: Lowered, steps: tuple[int, ...]) -> tuple[int, ...]:
     return min(dict.fromkeys((by_last, by_first, captured)), key=peak)
 
 
-def _renumber(certificate: Certificate, order: tuple[int, ...], op_of: tuple[int, ...]) -> Certificate:
+def renumber(certificate: Certificate, order: tuple[int, ...], op_of: tuple[int, ...]) -> Certificate:
     """Witness steps of a bound, numbered as they stand in the reordered graph."""
     if certificate.bound_kind not in ("working_set", "closure"):
         return certificate

@@ -125,7 +125,7 @@ class Layout:
         pitch = 0
         for key, rows in sorted(members.items(), key=lambda item: grows * self._spans[item[1][0]][0]):
             inner[key] = pitch
-            pitch += -(-self._size[rows[0]] // self.align) * self.align
+            pitch += self._room(rows[0])
         rows = [row for own in members.values() for row in own]
         rises = [inner[key] + pitch * self._layer(row) for key, own in members.items() for row in own]
         self._size.append(pitch * self.folded.count)

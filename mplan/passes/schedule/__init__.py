@@ -18,6 +18,7 @@ from mplan.passes.solvers.interface import (
     guard_total,
     run_solver,
 )
+from mplan.passes.solvers.interrupt import graceful
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def schedule(
 
     Only buffers whose first choice is ``region`` count; by default it is the first region in which
     an order matters. The order is valid and its peak never above that of the captured order, even
-    without any time. Raises UserError MP220 (unknown solver) and MP226 (sizes out of range).
+    without any time; Ctrl-C ends the search. Raises UserError MP220 (unknown solver) and MP226 (sizes out of range).
     """
     started = time.monotonic()
     deadline = Deadline(limit_s)
@@ -48,7 +49,8 @@ def schedule(
     problem.region(name)
     row = find_solver("schedule", solver)
     guard_total(sum(b.size_bytes for b in problem.buffers))
-    order, search = _search(problem, name, row.name, deadline, seed)
+    with graceful():
+        order, search = _search(problem, name, row.name, deadline, seed)
     certificate = search.certificate(f"schedule:{name}", seed, time.monotonic() - started)
     return Ordered(order, certificate)
 

@@ -36,13 +36,10 @@ def cp_model() -> Any:
     return module
 
 
-def solve(
-    model: Any, wanted: Sequence[Any], deadline: Deadline, seed: int, *, portfolio: bool = False
-) -> CpResult:
+def solve(model: Any, wanted: Sequence[Any], deadline: Deadline, seed: int) -> CpResult:
     """Solve ``model`` on one thread; the same seed gives the same search up to the deadline.
 
-    ``portfolio`` interleaves CP-SAT's subsolvers (deterministically) instead of running one of
-    them. Ctrl-C stops the search early.
+    Ctrl-C stops the search early.
     """
     if deadline.expired:
         return CpResult("unknown")
@@ -53,8 +50,7 @@ def solve(
     if math.isfinite(limit):
         parameters.max_time_in_seconds = limit
     parameters.random_seed = seed % 2**31
-    parameters.num_workers = 8 if portfolio else 1
-    parameters.interleave_search = portfolio
+    parameters.num_workers = 1
     parameters.catch_sigint_signal = False
     status = _interruptible(solver, model, deadline)
     if status == module.MODEL_INVALID:

@@ -2,8 +2,8 @@
 
 A solver is a function ``run(instance, search, deadline, seed) -> None``: it improves ``search`` (best
 answer and bound so far) until it has a proof, has nothing more to try, or the deadline expires.
-Whatever stops it, ``search`` holds a valid answer. The registry declares what each solver can do and
-needs; reading it imports neither the solvers nor OR-tools.
+Whatever stops it, ``search`` holds a valid answer. The registry declares what each solver can do;
+reading it imports neither the solvers nor OR-tools.
 """
 
 from __future__ import annotations
@@ -129,8 +129,7 @@ class Solver:
     """A row of the registry.
 
     ``entry`` is ``module:function``; ``proves`` says whether it can raise the bound to the optimum;
-    ``needs`` are packages beyond the standard library; ``parts`` are the solvers that a composite
-    one runs in turn until the answer is proven.
+    ``parts`` are the solvers that a composite one runs in turn until the answer is proven.
     """
 
     decision: Decision
@@ -138,7 +137,6 @@ class Solver:
     summary: str
     entry: str = ""
     proves: bool = False
-    needs: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
 
     def load(self) -> Run:
@@ -164,7 +162,6 @@ SOLVERS = (
         "cuts",
         "nested minimum cuts",
         entry=f"{_SCHEDULE}.cuts:run",
-        needs=("ortools", "numpy"),
         parts=("greedy", "cuts"),
     ),
     Solver(
@@ -172,7 +169,6 @@ SOLVERS = (
         "windows",
         "solve the steps around the peak anew, window by window",
         entry=f"{_SCHEDULE}.windows:run",
-        needs=("ortools", "numpy"),
         parts=("greedy", "cuts", "windows"),
     ),
     Solver(
@@ -181,7 +177,6 @@ SOLVERS = (
         "search over downsets between bound and best",
         entry=f"{_SCHEDULE}.exact:run",
         proves=True,
-        needs=("ortools", "numpy"),
         parts=("greedy", "cuts", "windows", "exact"),
     ),
     Solver(
@@ -189,7 +184,6 @@ SOLVERS = (
         "auto",
         "all of them, cheapest first, until proven or out of time",
         proves=True,
-        needs=("ortools", "numpy"),
         parts=("greedy", "cuts", "windows", "exact"),
     ),
     Solver("allocate", "none", "first fit in order of birth"),
@@ -198,14 +192,12 @@ SOLVERS = (
         "greedy",
         "the lowest place first (skyline), then gaps, over a portfolio of priorities",
         entry=f"{_ALLOCATE}.portfolio:run",
-        needs=("numpy",),
     ),
     Solver(
         "allocate",
         "hill",
         "local search over placement orders",
         entry=f"{_ALLOCATE}.hill:run",
-        needs=("numpy",),
         parts=("greedy", "hill"),
     ),
     Solver(
@@ -214,7 +206,6 @@ SOLVERS = (
         "branch and bound over canonical packings, CP-SAT, then local search",
         entry=f"{_ALLOCATE}.exact:run",
         proves=True,
-        needs=("numba", "ortools", "numpy"),
         parts=("greedy", "exact"),
     ),
     Solver(
@@ -222,7 +213,6 @@ SOLVERS = (
         "auto",
         "greedy, then exact until proven or out of time",
         proves=True,
-        needs=("numba", "ortools", "numpy"),
         parts=("greedy", "exact"),
     ),
 )

@@ -11,9 +11,9 @@ from nas_graphs import cell_network
 
 from mplan.ir.plan import Problem
 from mplan.passes.allocate import OverBudget
-from mplan.passes.prepare import prepare
 from mplan.passes.live import live_peak
 from mplan.passes.planner import padded_bound, solve
+from mplan.passes.prepare import prepare
 from mplan.passes.schedule import arena, schedule
 from mplan.passes.solvers.interface import Deadline
 

@@ -41,7 +41,8 @@ def schedule(
 
     Only buffers whose first choice is ``region`` count; by default it is the first region in which
     an order matters. The order is valid and its peak never above that of the captured order, even
-    without any time; Ctrl-C ends the search. Raises UserError MP220 (unknown solver) and MP226 (sizes out of range).
+    without any time; Ctrl-C ends the search. Raises UserError MP220 (unknown solver) and MP226 (sizes
+    out of range).
     """
     started = time.monotonic()
     deadline = Deadline(limit_s)

@@ -9,9 +9,11 @@ import threading
 import time
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import pytest
 
+from mplan.diagnostics import UserError
 from mplan.ir.check import check
 from mplan.ir.plan import Buffer, Problem, Region, Step
 from mplan.passes import joint
@@ -184,3 +186,22 @@ def test_a_longer_limit_never_gives_a_worse_plan() -> None:
         problem = _wide(60, seed)
         heights = [solve(problem, limit_s=limit).peak_bytes("arena") for limit in (0, 3)]
         assert heights == sorted(heights, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"regions": ()}, "there is no region"),
+        ({"steps": (Step("s", (7,), ()),)}, "a buffer that does not exist"),
+        ({"steps": (Step("s", (), (0,), (0,)),)}, "a step that is not before it"),
+        ({"buffers": (Buffer("b", -1, ("arena",)),)}, "a bad size"),
+        ({"buffers": (Buffer("b", 1, ("elsewhere",)),)}, "a bad size, alignment or region"),
+        ({"adjacent": ((0, 0),)}, "share a buffer"),
+    ],
+)
+def test_malformed_problems_are_refused(changes: dict[str, Any], message: str) -> None:
+    whole = Problem("p", (Region("arena"),), (Buffer("b", 1, ("arena",)),), (Step("s", (), (0,)),))
+    for call in (solve, schedule, allocate):
+        with pytest.raises(UserError, match=message) as caught:
+            call(replace(whole, **changes))
+        assert caught.value.code == "MP215"

@@ -55,7 +55,7 @@ class Violation:
 
 def check(problem: Problem, plan: Plan) -> tuple[Violation, ...]:
     """All conditions that ``plan`` breaks as an answer to ``problem``; empty means that it holds."""
-    found = tuple(_check_problem(problem))
+    found = check_problem(problem)
     if found:
         return found
     if plan.problem != problem.digest:
@@ -91,10 +91,17 @@ def check_file(document: dict[str, Any], file: PlanFile) -> tuple[Violation, ...
     return (*found, *check(file.problem, file.plan))
 
 
-def _check_problem(problem: Problem) -> Iterator[Violation]:
+def check_problem(problem: Problem) -> tuple[Violation, ...]:
+    """What is wrong with ``problem`` itself; empty means that a planner can take it."""
+    return tuple(_faults(problem))
+
+
+def _faults(problem: Problem) -> Iterator[Violation]:
     names = [r.name for r in problem.regions]
     if len(set(names)) != len(names):
         yield Violation("problem", "two regions have the same name")
+    if not names:
+        yield Violation("problem", "there is no region")
     for region in problem.regions:
         if region.alignment < 1 or (region.capacity_bytes or 0) < 0:
             yield Violation("problem", f"region {region.name} has a bad alignment or capacity")
@@ -115,7 +122,6 @@ def _check_problem(problem: Problem) -> Iterator[Violation]:
             yield Violation("problem", f"step {step.name} touches a buffer that does not exist")
         if any(not 0 <= p < i for p in step.after):
             yield Violation("problem", f"step {step.name} follows a step that is not before it")
-
     members = [i for group in problem.adjacent for i in group]
     if len(set(members)) != len(members) or set(members) - set(range(len(problem.buffers))):
         yield Violation("problem", "adjacent groups share a buffer or name one that does not exist")

@@ -18,7 +18,7 @@ from mplan.passes import joint, repeats
 from mplan.passes.allocate import Allocated, OverBudget, allocate
 from mplan.passes.live import live_peak
 from mplan.passes.schedule import Ordered, arena, schedule
-from mplan.passes.solvers.interface import SOLVERS, Deadline, Decision, find_solver
+from mplan.passes.solvers.interface import SOLVERS, Deadline, Decision, find_solver, guard
 from mplan.passes.solvers.interrupt import graceful
 
 #: Seconds that greedy placement at the captured order may take even if the deadline has passed.
@@ -62,9 +62,10 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
     ``solver`` names a solver of either decision; the other one is then made by ``auto``. The limit
     holds for the whole plan: at most half of it is the scheduler's. Ctrl-C ends the search; the best
     plan so far is returned. Raises OverBudget (an InfeasibleError) MP221 or MP222 if a region
-    overflows, UserError MP220 for an unknown solver.
+    overflows, UserError MP215 for a malformed problem and MP220 for an unknown solver.
     """
     name = _name("allocate", solver)
+    guard(problem)
     captured = tuple(range(len(problem.steps)))
     with graceful():
         deadline = _deadline(problem, limit_s)

@@ -16,7 +16,7 @@ from mplan.passes.solvers.interface import (
     Deadline,
     Search,
     find_solver,
-    guard_total,
+    guard,
     run_solver,
 )
 from mplan.passes.solvers.interrupt import graceful
@@ -76,16 +76,16 @@ def allocate(
     ``order`` must be valid; by default the steps run as captured. ``capacity_bytes`` replaces the
     region's capacity. The solver stops at the deadline or at a proof. A placement that fits the
     capacity comes first; once there is one, lower ones are looked for in a fifth of the time that is
-    left. Raises OverBudget (an
-    InfeasibleError) MP221 if no placement fits the capacity, MP222 if none was found in time;
-    UserError MP220 (unknown solver), MP223 (fixed offsets collide), MP226 (sizes out of range).
+    left. Raises OverBudget (an InfeasibleError) MP221 if no placement fits the capacity, MP222 if none
+    was found in time; UserError MP215 (malformed problem), MP220 (unknown solver), MP223 (fixed offsets
+    collide), MP226 (sizes out of range).
     """
     started = time.monotonic()
     deadline = Deadline(limit_s)
+    guard(problem)
     order = range(len(problem.steps)) if order is None else order
     name = region or problem.regions[0].name
     row = find_solver("allocate", solver)
-    guard_total(sum(b.size_bytes for b in problem.buffers))
     capacity = problem.region(name).capacity_bytes if capacity_bytes is None else capacity_bytes
     instance = from_problem(problem, order, name)
     _check_fixed(problem, instance)

@@ -15,7 +15,7 @@ from mplan.passes.solvers.interface import (
     Deadline,
     Search,
     find_solver,
-    guard_total,
+    guard,
     run_solver,
 )
 from mplan.passes.solvers.interrupt import graceful
@@ -41,15 +41,15 @@ def schedule(
 
     Only buffers whose first choice is ``region`` count; by default it is the first region in which
     an order matters. The order is valid and its peak never above that of the captured order, even
-    without any time; Ctrl-C ends the search. Raises UserError MP220 (unknown solver) and MP226 (sizes
-    out of range).
+    without any time; Ctrl-C ends the search. Raises UserError MP215 (malformed problem),
+    MP220 (unknown solver) and MP226 (sizes out of range).
     """
     started = time.monotonic()
     deadline = Deadline(limit_s)
+    guard(problem)
     name = region or arena(problem)
     problem.region(name)
     row = find_solver("schedule", solver)
-    guard_total(sum(b.size_bytes for b in problem.buffers))
     with graceful():
         order, search = _search(problem, name, row.name, deadline, seed)
     certificate = search.certificate(f"schedule:{name}", seed, time.monotonic() - started)

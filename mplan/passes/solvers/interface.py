@@ -17,7 +17,8 @@ from importlib import import_module
 from typing import Any, Generic, Literal, TypeVar
 
 from mplan.diagnostics import UserError
-from mplan.ir.plan import Certificate
+from mplan.ir.check import check_problem
+from mplan.ir.plan import Certificate, Problem
 from mplan.passes.solvers.interrupt import stopped
 
 Answer = TypeVar("Answer")
@@ -244,8 +245,14 @@ def run_solver(
         part.load()(instance, search, deadline, seed)
 
 
-def guard_total(total_bytes: int) -> None:
-    """UserError MP226 if sizes add up to more than the solvers' integers hold."""
+def guard(problem: Problem) -> None:
+    """UserError MP215 if ``problem`` is malformed, MP226 if its sizes add up to more than the solvers'
+    integers hold."""
+    faults = check_problem(problem)
+    if faults:
+        notes = tuple((v.message, None) for v in faults[1:])
+        raise UserError("MP215", f"{problem.name or 'the problem'}: {faults[0].message}", notes=notes)
+    total_bytes = sum(b.size_bytes for b in problem.buffers)
     if total_bytes >= MAX_TOTAL_BYTES:
         message = f"the buffers add up to {total_bytes:,} B, the solvers count to {MAX_TOTAL_BYTES:,} B"
         raise UserError("MP226", message, help="give the sizes in a larger unit")

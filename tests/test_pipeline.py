@@ -9,9 +9,16 @@ import pytest
 from cli_runner import run_cli
 
 from mplan.diagnostics import UserError
+from mplan.ir.check import check
 from mplan.ir.parser import parse
+from mplan.ir.plan import Region
+from mplan.ir.storage import Layout, problem_of
+from mplan.ir.verify import verify
 from mplan.options import Options, parse_bytes
+from mplan.passes.allocate_buffers import AllocateBuffers
+from mplan.passes.base import Context
 from mplan.passes.registry import PASSES, parse_pipeline, print_pipeline
+from mplan.passes.schedule_ops import ScheduleOps
 from mplan.pipeline import PIPELINES, plan_graph
 
 GRAPHS = Path(__file__).parent / "data" / "replay"
@@ -105,3 +112,33 @@ def test_unused_results_take_no_memory_where_kernels_are_ours() -> None:
     assert on_mcu.plan.peak_bytes("sram") == 16 * 4 + 4 * 4
     kept = parse(str(graph).replace("return %y", "return %y, %i"))
     assert plan_graph(kept, {}, Options(target="stm32f746")).plan.peak_bytes("sram") >= 112
+
+
+POORLY_PACKED = """
+graph @g(%x0: f32[7,1], %x1: f32[3,1]) {
+  %m0: f32[2,1] = aten.new_zeros.default(self=%x1, size=[2,1])
+  %m1: f32[1,9] = aten.new_zeros.default(self=%x1, size=[1,9])
+  %m2: f32[7,1] = aten.new_zeros.default(self=%x0, size=[7,1])
+  %m3: f32[5,5] = aten.new_zeros.default(self=%x0, size=[5,5])
+  %m4: f32[9,2] = aten.new_zeros.default(self=%m2, size=[9,2])
+  %m5: f32[9,9] = aten.new_zeros.default(self=%m2, size=[9,9])
+  %m6: f32[7,5] = aten.new_zeros.default(self=%m4, size=[7,5])
+  %m7: f32[1,5] = aten.new_zeros.default(self=%m6, size=[1,5])
+  %m8: f32[1,2] = aten.mm.default(self=%m1, mat2=%m4)
+  return %m0, %m3, %m5, %m7, %m8
+}
+"""
+
+
+def test_a_graph_is_reordered_where_its_arena_gets_lower() -> None:
+    ctx = Context(Layout(Region("arena")), limit_s=20)
+    graph = ScheduleOps().run(parse(POORLY_PACKED), ctx)
+    graph = AllocateBuffers(solver="none").run(graph, ctx)
+    assert ctx.plan is not None and ctx.plan.peak_bytes("arena") == 584
+    better = AllocateBuffers()._rearranged(graph, ctx)
+    verify(better)
+    assert ctx.lowered is not None and ctx.plan.peak_bytes("arena") == 460
+    assert ctx.plan.status == "optimal" and check(ctx.lowered.problem, ctx.plan) == ()
+    assert ctx.lowered.problem.digest == problem_of(better, ctx.layout).problem.digest
+    assert sorted(op.result.name for op in better.ops) == sorted(op.result.name for op in graph.ops)
+    assert AllocateBuffers()._rearranged(better, ctx) is better

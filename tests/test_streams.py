@@ -239,4 +239,6 @@ def test_any_window(
     op, stream = stream_of(found)
     assert op.loop is not None and ring_needs(op.loop) == stream.rings
     out = run(found, values)
-    assert out[0].shape == wanted[0].shape and torch.allclose(out[0], wanted[0], rtol=1e-6, atol=1e-5)
+    assert out[0].shape == wanted[0].shape
+    # a maximum over padding alone is minus infinity, from which the next layer makes NaN
+    assert torch.allclose(out[0], wanted[0], rtol=1e-6, atol=1e-5, equal_nan=True)

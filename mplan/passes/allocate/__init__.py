@@ -93,7 +93,7 @@ def allocate(
     if capacity is not None and live > capacity:
         raise _over_budget("MP221", problem, order, name, instance, live, capacity)
     start = pack(instance, _first_order(problem, instance), best_fit=False)
-    floor = _floor(instance, live, position)
+    floor = _floor(problem, instance, live, position)
     search = Search(start, instance.height(start), "first-fit", floor, goal=capacity)
     with graceful():
         run_solver(row, instance, search, deadline, seed)
@@ -113,14 +113,14 @@ def _first_order(problem: Problem, instance: Instance) -> list[int]:
     return order_by(instance, lambda b: (hints.get(b.buffer, unknown), b.start, b.buffer))
 
 
-def _floor(instance: Instance, live: int, position: int) -> Bound:
+def _floor(problem: Problem, instance: Instance, live: int, position: int) -> Bound:
     """The most bytes live together, padded or not, or what a box takes alone or at its fixed place."""
     best = Bound(live, "live", (position,))
     alone = max((b.size for b in instance.boxes), default=0)
     if alone > best.bytes:
         best = Bound(alone, "exhaustive")
     padded, at = instance.padded()
-    if padded > best.bytes:
+    if padded > best.bytes and not problem.adjacent:  # a neighbour need not be aligned
         best = Bound(padded, "padded", (at,))
     fixed = max((b.fixed + b.size for b in instance.boxes if b.fixed is not None), default=0)
     return Bound(fixed, "fixed") if fixed > best.bytes else best

@@ -1,0 +1,60 @@
+"""Kernels by rows: an op on images makes some pixels of one row, wherever its operands' pixels lie.
+
+Streams and whole tensors use the same kernels: a whole image is a ring that never wraps. A row kernel
+reads its image operands through ``image_t`` structs and writes pixels that follow each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from mplan.codegen.c.render import function
+from mplan.codegen.c.table import Site
+from mplan.codegen.c.tensors import Code, Function
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Pixels ``column`` to ``column + count`` of a row of an op's result; all are C expressions.
+
+    ``images`` maps each operand that is read by rows to a ``const image_t *``. ``target`` is where the
+    first pixel goes, as a pointer to elements; ``site`` has the constant operands and the arguments.
+    """
+
+    site: Site
+    images: Mapping[str, str]
+    target: str
+    row: str
+    column: str
+    count: str
+
+
+RowEmitter: TypeAlias = Callable[[Row], Code]
+
+#: Op kind → the function that writes the code for some pixels of a row.
+ROWS: dict[str, RowEmitter] = {}
+
+
+def row_kernel(*kinds: str) -> Callable[[RowEmitter], RowEmitter]:
+    """Enter the decorated emitter into ``ROWS`` for each of ``kinds``."""
+
+    def enter(emitter: RowEmitter) -> RowEmitter:
+        for kind in kinds:
+            if kind in ROWS:
+                raise ValueError(f"{kind} has two row kernels")
+            ROWS[kind] = emitter
+        return emitter
+
+    return enter
+
+
+def image_type() -> Function:
+    """The C type ``image_t``."""
+    return function("image_t")
+
+
+def pixel() -> Function:
+    """The C function that gives the address of a pixel of an image."""
+    return function("pixel", needs=(image_type(),))

@@ -55,6 +55,11 @@ def image_type() -> Function:
     return function("image_t")
 
 
+def pixel_offset() -> Function:
+    """The C function that tells how many bytes of an image lie before a pixel."""
+    return function("pixel_offset", needs=(image_type(),))
+
+
 def pixel() -> Function:
     """The C function that gives the address of a pixel of an image."""
-    return function("pixel", needs=(image_type(),))
+    return function("pixel", needs=(pixel_offset(),))

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from mplan.codegen.c.memory import Memory
 from mplan.codegen.c.tensors import Code, Tensor
 from mplan.diagnostics import UnsupportedError
 from mplan.ir.graph import Arg, Op, Ref
@@ -18,6 +17,16 @@ from mplan.ir.ops import lookup
 from mplan.ir.types import DType
 
 Number: TypeAlias = int | float | bool
+
+
+class Places(Protocol):
+    """Where values lie: in the memory of a plan, or inside of a stream."""
+
+    def tensor(self, name: str, position: int) -> Tensor:
+        """The value ``name`` as it lies when the step at ``position`` of the plan runs."""
+
+    def weight(self, name: str) -> bool:
+        """Whether the bytes of ``name`` are constant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +38,7 @@ class Site:
 
     op: Op
     position: int
-    memory: Memory
+    memory: Places
     used: frozenset[str]
 
     def arg(self, name: str) -> Arg:

@@ -6,12 +6,14 @@ from mplan.codegen.c import (  # noqa: F401
     attention,
     conv,
     elementwise,
+    images,
     index,
     matrix,
     move,
     normalize,
     pool,
     quantized,
+    quantized_window,
     reduce,
 )
 from mplan.codegen.c.table import TABLE

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from mplan.codegen.c.quantized_window import rescale, result_range, store
 from mplan.codegen.c.render import function
 from mplan.codegen.c.structs import invoke_with
 from mplan.codegen.c.table import Site, kernel
@@ -15,17 +16,6 @@ from mplan.codegen.c.text import literal
 from mplan.ir import fixed_point
 from mplan.ir.quantized_reference import nearest_indices
 from mplan.ir.types import DType
-
-#: Output channels that a convolution computes at a time: they share loads, addresses and loops.
-_LANES = 4
-
-
-def _rescale() -> Function:
-    return function("rescale", needs=(function("rounding_shift"),))
-
-
-def _store() -> Function:
-    return function("store_q8")
 
 
 def _window_t() -> Function:
@@ -36,59 +26,9 @@ def _pointwise_t() -> Function:
     return function("q8_pointwise_t")
 
 
-@kernel("mplan.qconv2d", "mplan.qdepthwise_conv2d")
-def convolution(site: Site) -> Code:
-    """A convolution, image by image."""
-    x, w, y = site.tensor("input"), site.tensor("weight"), site.result
-    depthwise = site.op.kind == "mplan.qdepthwise_conv2d"
-    depth = 1 if depthwise else w.shape[3]
-    stride, padding, dilation = (site.integers(n) for n in ("stride", "padding", "dilation"))
-    fields = {
-        **_window(x, y, w.shape[1:3], stride, padding, dilation),
-        "depth": depth,
-        "share": y.shape[3] * depth // x.shape[3],
-        **_output(site),
-    }
-    needs = (_window_t(), function("first_tap"), function("end_tap"), _rescale(), _store())
-    name = site.op.kind.removeprefix("mplan.")
-    blocked = fields["share"] == 1 and y.shape[3] >= _LANES if depthwise else fields["share"] >= _LANES
-    lanes = _LANES if blocked else 1
-    made = function(f"{name}_{lanes}", name, needs, lanes=range(lanes))
-    return _images(site, made, fields, w)
-
-
-def _images(site: Site, made: Function, fields: dict[str, int], *between: Tensor) -> Code:
-    """``made`` for each image of the batch; bias and factors follow ``between`` where there are any."""
-    x, y = site.tensor("input"), site.result
-    constants = [site.maybe(name) for name in ("bias", "multiplier", "shift")] if between else []
-    _require_dense(site, x, y, *between, *(c for c in constants if c))
-
-    def body(target: Tensor, image: Tensor) -> Code:
-        return invoke_with(made, _window_t(), fields, image, *between, *constants, target)
-
-    return each([y, x], 3, body)
-
-
 def _require_dense(site: Site, *tensors: Tensor) -> None:
     for tensor in tensors:
         site.require(tensor.is_contiguous, "of a strided tensor")
-
-
-def _window(
-    x: Tensor,
-    y: Tensor,
-    kernel_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...] = (1, 1),
-) -> dict[str, int]:
-    return {
-        **_sizes(x, y),
-        **dict(zip(("kernel_h", "kernel_w"), kernel_size, strict=True)),
-        **dict(zip(("stride_h", "stride_w"), stride, strict=True)),
-        **{"pad_h": padding[0], "pad_w": padding[2]},
-        **dict(zip(("dilation_h", "dilation_w"), dilation, strict=True)),
-    }
 
 
 def _sizes(x: Tensor, y: Tensor) -> dict[str, int]:
@@ -102,13 +42,8 @@ def _output(site: Site) -> dict[str, int]:
     return {
         "factor_step": int(factors > 1),
         "x_zero": site.integer("input_zero_point"),
-        **_range(site, site.integer("output_zero_point")),
+        **result_range(site, site.integer("output_zero_point")),
     }
-
-
-def _range(site: Site, zero: int) -> dict[str, int]:
-    low, high = site.integer("clamp_min"), site.integer("clamp_max")
-    return {"y_zero": zero, "low": low - zero, "high": high - zero}
 
 
 @kernel("mplan.qlinear")
@@ -118,9 +53,9 @@ def linear(site: Site) -> Code:
     constants = [site.maybe(name) for name in ("bias", "multiplier", "shift")]
     _require_dense(site, x, y, w)
     once = site.arg("rounding") == "single"
-    scale = function("rescale_once") if once else _rescale()
+    scale = function("rescale_once") if once else rescale()
     name = "qlinear_once" if once else "qlinear"
-    made = function(name, "qlinear", (_window_t(), scale, _store()), rescale=scale.name)
+    made = function(name, "qlinear", (_window_t(), scale, store()), rescale=scale.name)
     rows_, depth = x.numel // x.shape[-1], x.shape[-1]
     fields = {"in_h": rows_, "out_c": w.shape[0], "depth": depth, **_output(site)}
     return invoke_with(made, _window_t(), fields, x, w, *constants, y)
@@ -132,7 +67,7 @@ def matmul(site: Site) -> Code:
     a, b, y = site.tensor("input"), site.tensor("other"), site.result
     a, b = (t.expand((*y.shape[:-2], *t.shape[-2:])) for t in (a, b))
     struct = function("q8_matmul_t")
-    made = function("qmatmul", needs=(struct, _rescale(), _store()))
+    made = function("qmatmul", needs=(struct, rescale(), store()))
 
     def body(target: Tensor, left: Tensor, right: Tensor) -> Code:
         fields = {
@@ -155,7 +90,7 @@ def _integers(site: Site, **fields: str) -> dict[str, int]:
         **{field: site.integer(name) for field, name in fields.items()},
         "multiplier": site.integer("multiplier"),
         "shift": site.integer("shift"),
-        **_range(site, site.integer("output_zero_point")),
+        **result_range(site, site.integer("output_zero_point")),
     }
 
 
@@ -164,7 +99,7 @@ def summed(site: Site) -> Code:
     """A sum or a difference."""
     name = site.op.kind.removeprefix("mplan.")
     operator = "+" if name == "qadd" else "-"
-    made = function(name, "qsum", (_pointwise_t(), _rescale(), _store()), operator=operator)
+    made = function(name, "qsum", (_pointwise_t(), rescale(), store()), operator=operator)
     operands = {"a": "input", "b": "other"}
     parts = ("zero_point", "multiplier", "shift")
     given = {f"{k}_{p.split('_')[0]}": f"{n}_{p}" for k, n in operands.items() for p in parts}
@@ -174,7 +109,7 @@ def summed(site: Site) -> Code:
 @kernel("mplan.qmul")
 def multiplied(site: Site) -> Code:
     """A product, element by element."""
-    made = function("qmul", needs=(_pointwise_t(), _rescale(), _store()))
+    made = function("qmul", needs=(_pointwise_t(), rescale(), store()))
     return _binary(site, made, _integers(site, a_zero="input_zero_point", b_zero="other_zero_point"))
 
 
@@ -202,7 +137,7 @@ def _unary(site: Site, made: Function, *args: object) -> Code:
 @kernel("mplan.requantize")
 def requantize(site: Site) -> Code:
     """Another scale and zero point."""
-    made = function("requantize", needs=(_pointwise_t(), _rescale(), _store()))
+    made = function("requantize", needs=(_pointwise_t(), rescale(), store()))
     fields = _integers(site, a_zero="input_zero_point")
 
     def body(target: Tensor, source: Tensor) -> Code:
@@ -222,20 +157,9 @@ def table(site: Site) -> Code:
 def converted(site: Site) -> Code:
     """Between float32 and int8."""
     name = site.op.kind.removeprefix("mplan.")
-    made = function(name, needs=(_store(),) if name == "quantize" else ())
+    made = function(name, needs=(store(),) if name == "quantize" else ())
     scale = literal(float(site.number("scale")), DType.F32)
     return _unary(site, made, scale, site.integer("zero_point"))
-
-
-@kernel("mplan.qavg_pool2d", "mplan.qmax_pool2d")
-def pool(site: Site) -> Code:
-    """A pool, image by image."""
-    largest = site.op.kind == "mplan.qmax_pool2d"
-    name = site.op.kind.removeprefix("mplan.")
-    made = function(name, "qpool2d", (_window_t(), _store()), largest=largest)
-    lists = (site.integers(n) for n in ("kernel_size", "stride", "padding"))
-    fields = {**_window(site.tensor("input"), site.result, *lists), **_range(site, 0)}
-    return _images(site, made, fields)
 
 
 @kernel("mplan.qmean")
@@ -250,7 +174,7 @@ def mean(site: Site) -> Code:
     source = x.permute([*kept, *reduced])
     target = Tensor(y.array, y.dtype, source.shape, (*y.strides, *(0 for _ in reduced)), y.offset_bytes)
     struct = function("q8_mean_t")
-    made = function("qmean", needs=(struct, _rescale(), _store()))
+    made = function("qmean", needs=(struct, rescale(), store()))
 
     def body(element: Tensor, part: Tensor) -> Code:
         pad = 3 - part.rank
@@ -271,7 +195,7 @@ def mean(site: Site) -> Code:
 @kernel("mplan.qsoftmax")
 def softmax(site: Site) -> Code:
     """A softmax over the last dimension."""
-    made = function("qsoftmax", needs=(_rescale(), _store(), *_exponential()))
+    made = function("qsoftmax", needs=(rescale(), store(), *_exponential()))
     factors = (site.integer(name) for name in ("multiplier", "shift", "diff_min"))
 
     def body(target: Tensor, source: Tensor, *, integers: tuple[int, ...]) -> Code:

@@ -13,9 +13,18 @@ def invoke_with(
     function: Function, struct: Function, fields: Mapping[str, int | str], *args: object
 ) -> Code:
     """``{ static const struct p = {fields}; function(args, &p); }`` without the fields that are 0."""
+    return (constant(struct, "p", fields) + invoke(function, *args, "&p")).block()
+
+
+def constant(
+    struct: Function, name: str, fields: Mapping[str, int | str], storage: str = "static const"
+) -> Code:
+    """``static const struct name = {fields};`` without the fields that are 0."""
     given = ", ".join(
         f".{key} = {value}".replace(" ", "\0") for key, value in fields.items() if value != 0
     )
-    text = f"static const {struct.name} p = {{{given or '0'}}};"
-    lines = tuple(line.replace("\0", " ") for line in wrap(text, WIDTH - 12, subsequent_indent="    "))
-    return (Code(lines, (struct,)) + invoke(function, *args, "&p")).block()
+    text = f"{storage} {struct.name} {name} = {{{given or '0'}}};"
+    lines = wrap(
+        text, WIDTH - 12, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    return Code(tuple(line.replace("\0", " ") for line in lines), (struct,))

@@ -1,0 +1,43 @@
+"""Whole images through row kernels: every row of every image of the batch."""
+
+from __future__ import annotations
+
+from mplan.codegen.c.rows import ROWS, Row, image_type
+from mplan.codegen.c.structs import constant
+from mplan.codegen.c.table import Site, kernel
+from mplan.codegen.c.tensors import Code, Tensor, each
+
+#: Steps and sizes of an ``image_t`` are 16 bits wide.
+_LARGEST = 2**15 - 1
+
+
+@kernel("mplan.qconv2d", "mplan.qdepthwise_conv2d", "mplan.qmax_pool2d", "mplan.qavg_pool2d")
+def whole(site: Site) -> Code:
+    """All rows of an op that reads one image, ``input``."""
+    x, y = site.tensor("input"), site.result
+    for tensor in (x, y):
+        site.require(tensor.is_contiguous, "of a strided tensor")
+        site.require(max(tensor.shape[1:3]) <= _LARGEST, f"with images wider than {_LARGEST:,} pixels")
+
+    def body(target: Tensor, image: Tensor) -> Code:
+        height, width, _ = target.shape
+        line = target.select(0, "row").pointer
+        code = ROWS[site.op.kind](Row(site, {"input": "&image"}, line, "row", "0", str(width)))
+        loop = code.block(f"for (int32_t row = 0; row < {height}; ++row)")
+        return (_image(image) + loop).block()
+
+    return each([y, x], 3, body)
+
+
+def _image(x: Tensor) -> Code:
+    """``image``, which says where the pixels of a dense image lie."""
+    height, width, _ = x.shape
+    fields: dict[str, int | str] = {
+        "data": f"(const unsigned char *)({x.pointer})",
+        "step_y": width,
+        "step_x": 1,
+        "height": height,
+        "width": width,
+        "bytes": x.strides[1] * x.dtype.itemsize,
+    }
+    return constant(image_type(), "image", fields, "const" if x.index else "static const")

@@ -45,8 +45,8 @@ def _window(op: Op, types: Types) -> Spatial | None:
         Reach(stride[d], -padding[2 * d], (kernel[d] - 1) * dilation[d] - padding[2 * d])
         for d in range(2)
     )
-    zero = op.arg("input_zero_point", -128)
-    fill = float(zero) if isinstance(zero, int) else 0.0
+    value = op.arg("padding_value", op.arg("input_zero_point", -128))
+    fill = float(value) if isinstance(value, int) else 0.0
     access = Access(given.name, (rows, cols), fill)
     run = partial(unpadded, op.kind, {"padding": (0, 0, 0, 0)})
     return Spatial(NHWC, (access,), run)

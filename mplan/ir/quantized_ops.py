@@ -7,7 +7,8 @@ O]``, of a linear layer ``[O, I]``. Weights are symmetric (zero point 0). A real
 ``input scale * weight scale / output scale``, as tensors (int32, int8) of one entry or one per output
 channel where weights are scaled per channel. Results are clamped to ``[clamp_min, clamp_max]``, which
 is how activations such as ReLU6 are fused. ``padding`` is (top, bottom, left, right); padding reads
-as the input's zero point in convolutions and as nothing in pools.
+as ``padding_value`` in convolutions, which is the input's zero point unless given, and as nothing in
+pools.
 
 Views, concatenation and constant padding need no quantised op: they stay ATen's. Layer by layer, the
 arithmetic is TFLite's (Jacob et al. 2018): ``double`` rounding everywhere but in linear layers, which
@@ -251,6 +252,7 @@ _CONV = _params(
     "input:t weight:t bias:t? multiplier:t shift:t stride:i[] padding:i[] dilation:i[] "
     "input_zero_point:i output_zero_point:i",
     *_CLAMP,
+    Param("padding_value", "int?", required=False),
 )
 _POOL = _params("input:t kernel_size:i[] stride:i[] padding:i[]", *_CLAMP)
 _SUM = _params(

@@ -39,11 +39,12 @@ def qconv2d(
     clamp_min: int = -128,
     clamp_max: int = 127,
     bias: Tensor | None = None,
+    padding_value: int | None = None,
 ) -> Tensor:
     """A convolution, in groups if the weights are shallower than the input."""
     import torch
 
-    x = padded(input, padding, input_zero_point)
+    x = padded(input, padding, input_zero_point, padding_value)
     groups = x.shape[3] // weight.shape[3]
     out_channels, kernel_h, kernel_w, depth = weight.shape
     w = weight.to(torch.int32).reshape(groups, out_channels // groups, kernel_h, kernel_w, depth)
@@ -69,11 +70,12 @@ def qdepthwise_conv2d(
     clamp_min: int = -128,
     clamp_max: int = 127,
     bias: Tensor | None = None,
+    padding_value: int | None = None,
 ) -> Tensor:
     """A convolution of each channel by itself; a channel may yield several."""
     import torch
 
-    x = padded(input, padding, input_zero_point)
+    x = padded(input, padding, input_zero_point, padding_value)
     w = weight.to(torch.int32)
     times = weight.shape[3] // x.shape[3]
     if times > 1:
@@ -86,13 +88,16 @@ def _total(terms: Iterator[Tensor]) -> Tensor:
     return reduce(operator.add, terms)
 
 
-def padded(input: Tensor, padding: tuple[int, ...], zero_point: int) -> Tensor:
-    """``input - zero_point`` as int32, with zeros around rows and columns."""
+def padded(
+    input: Tensor, padding: tuple[int, ...], zero_point: int, value: int | None = None
+) -> Tensor:
+    """``input - zero_point`` as int32, with ``value - zero_point`` around rows and columns."""
     import torch
 
     top, bottom, left, right = padding
     centered = input.to(torch.int32) - zero_point
-    return torch.nn.functional.pad(centered, (0, 0, left, right, top, bottom))
+    outside = 0 if value is None else value - zero_point
+    return torch.nn.functional.pad(centered, (0, 0, left, right, top, bottom), value=outside)
 
 
 def taps(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from mplan.ir.graph import Arg, Graph, Input, Op, Ref, Value, substitute
+from mplan.ir.graph import Arg, Graph, Input, Op, Ref, substitute
 from mplan.ir.types import TensorType
 from mplan.passes.base import Context, Pass
-from mplan.passes.rewrite import rename_uses, without_unused_constants
+from mplan.passes.rewrite import new_constant, rename_uses, without_unused_constants
 
 #: Batch norms that can be fixed, with the argument that says whether they train.
 _NORMS = {
@@ -128,17 +128,11 @@ class _Folding:
 
     def _constant(self, base: str, tensor: Any) -> str:
         """A new constant input with the value ``tensor``."""
-        from mplan.ir.aten_ops import type_of
-
         taken = {v.name for v in self.graph.values} | set(self.constants)
-        name = f"{base}_folded"
-        while name in taken:
-            name += "_"
-        self.constants[name] = tensor
-        type_ = type_of(tensor)
-        assert type_ is not None
-        self.added.append(Input(Value(name, type_), "const"))
-        return name
+        made = new_constant(base, tensor, taken)
+        self.constants[made.value.name] = tensor
+        self.added.append(made)
+        return made.value.name
 
     def _replace_layer(
         self, layer: Op, transpose: Op | None, weight: str, new_weight: str, new_bias: str

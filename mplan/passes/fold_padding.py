@@ -18,8 +18,8 @@ class FoldPadding(Pass):
     """Let convolutions read an image whose padding exists nowhere.
 
     A pad folds into a convolution (``mplan.qconv2d``, ``mplan.qdepthwise_conv2d``) if it surrounds
-    rows and columns by the convolution's input zero point; pads by nothing vanish. A pad that other
-    ops read stays for them.
+    rows and columns by what the convolution's own padding reads as; pads by nothing vanish. A pad that
+    other ops read stays for them.
     """
 
     name: ClassVar[str] = "fold_padding"
@@ -47,7 +47,7 @@ def _folded(op: Op, pads: dict[str, Op], names: dict[str, str]) -> Op:
     if op.kind not in _CONVOLUTIONS:
         return op
     pad = pads.get(_operand(op, "input"))
-    if pad is None or pad.arg("value", 0) != op.arg("input_zero_point"):
+    if pad is None or pad.arg("value", 0) != op.arg("padding_value", op.arg("input_zero_point")):
         return op
     channels, columns, rows, *rest = (*_pairs(pad), (0, 0), (0, 0), (0, 0))
     if any(channels) or any(n for pair in rest for n in pair) or min(*rows, *columns) < 0:

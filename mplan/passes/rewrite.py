@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from mplan.ir.graph import Carry, Graph, Loop, Op, Value, substitute
+from mplan.ir.graph import Carry, Graph, Input, Loop, Op, Value, substitute
 from mplan.ir.storage import Storages
 
 
@@ -66,3 +67,15 @@ def without_unused_constants(graph: Graph, among: Collection[str]) -> Graph:
     used = {name for op in graph.ops for name in op.operands} | set(graph.output_names)
     kept = tuple(i for i in graph.inputs if i.value.name in used or i.value.name not in among)
     return graph if len(kept) == len(graph.inputs) else replace(graph, inputs=kept)
+
+
+def new_constant(base: str, tensor: Any, taken: Collection[str]) -> Input:
+    """A constant input for ``tensor``, named after ``base`` and unlike all names in ``taken``."""
+    from mplan.ir.aten_ops import type_of
+
+    name = f"{base}_folded"
+    while name in taken:
+        name += "_"
+    type_ = type_of(tensor)
+    assert type_ is not None
+    return Input(Value(name, type_), "const")

@@ -39,7 +39,8 @@ def convolution(row: Row) -> Code:
     share = out_channels * depth // channels
     stride, padding, dilation = (site.integers(n) for n in ("stride", "padding", "dilation"))
     zero = site.integer("input_zero_point")
-    outside = _padding(zero, channels)
+    value = site.optional_number("padding_value")
+    outside = _padding(zero if value is None else int(value), channels)
     fields = {
         **_window(w.shape[1:3], stride, padding, dilation),
         "outside": outside.name,

@@ -39,7 +39,7 @@ class Limits:
 
     rows: bool = True
     pixels: bool = True
-    strips: int = 8
+    strips: int = 64
 
 
 def options(chain: Chain, limits: Limits) -> dict[tuple[int, int], list[Option]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 
 from mplan.ir.graph import Alias, Graph, Op, Value, tensor_type
 from mplan.ir.rings import distance
@@ -14,52 +15,116 @@ from mplan.passes.stream.build import stream_op
 from mplan.passes.stream.chain import Chain
 from mplan.passes.stream.search import Schedule, Segment
 
+#: How many ways to lay out the segments so far are followed up.
+BEAM = 24
 
-def realize(chain: Chain, schedule: Schedule, least_bytes: int) -> Graph:
-    """The graph that runs ``schedule``.
 
-    A result takes over the memory of an operand where the schedule says so and the segment would
-    otherwise need more than ``least_bytes``. Of the two directions it goes the one that widens the
-    common memory less: a result that follows downwards lies before its operand, one that follows
-    upwards behind it.
+def realize(chain: Chain, schedule: Schedule) -> Iterator[Graph]:
+    """Graphs that run ``schedule``, those that seem to need the least memory first.
+
+    Where a result may take over the memory of an operand it lies before it, behind it (an upward
+    stream) or elsewhere. Bytes of common memory live from their first use to their last, so that these
+    choices depend on each other: beam searches make them segment by segment. One prefers common
+    memories that extend little, the other few of them: either may be easier to place.
     """
-    building = _Building(chain)
-    for segment in schedule.segments:
-        building.add(segment, least_bytes)
-    return replace(chain.graph, ops=tuple(building.ops))
+    building = _Building(chain, schedule.segments)
+    found = [*building.search(_extent), *building.search(_moves)]
+    seen: list[tuple[Op, ...]] = []
+    for draft in sorted(found, key=lambda draft: draft.need(len(schedule.segments))):
+        if draft.ops not in seen:
+            seen.append(draft.ops)
+            yield replace(chain.graph, ops=draft.ops)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """The bytes of common memory in which a value lies, from segment ``born`` to segment ``died``."""
+
+    begin: int
+    end: int
+    born: int
+    died: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """Segments that are laid out: ``levels`` are the live bytes of each, ``spots`` those of every value
+    in common memory, by the name of its storage; ``memory`` says in which memory a storage lies."""
+
+    ops: tuple[Op, ...]
+    levels: tuple[int, ...]
+    memory: Mapping[str, str] = field(default_factory=dict)
+    spots: Mapping[str, Mapping[str, _Spot]] = field(default_factory=dict)
+    moves: int = 0
+
+    def need(self, index: int) -> int:
+        """What the arena needs up to segment ``index``: the most live bytes, but no less than a common
+        memory extends, whose bytes keep their distances."""
+        return max(0, *self.levels[: index + 1], *self.extents())
+
+    def extents(self) -> list[int]:
+        """The bytes between the first and the last of each common memory."""
+        return [
+            max(spot.end for spot in spots.values()) - min(spot.begin for spot in spots.values())
+            for spots in self.spots.values()
+        ]
+
+
+def _extent(draft: _Draft) -> tuple[int, int]:
+    return sum(draft.extents()), draft.moves
+
+
+def _moves(draft: _Draft) -> tuple[int, int]:
+    return draft.moves, sum(draft.extents())
+
+
 class _Building:
-    """``span`` says where in common memory a value lies: its start, and the extent of that memory."""
+    def __init__(self, chain: Chain, segments: Sequence[Segment]):
+        self.chain, self.segments = chain, segments
+        self.segment_of = [
+            i for i, segment in enumerate(segments) for _ in range(segment.first, segment.end)
+        ]
+        self.values = chain.graph.value_table
+        self.made: dict[int, list[tuple[Op, ...]]] = {}
 
-    chain: Chain
-    ops: list[Op] = field(default_factory=list)
-    span: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    def search(self, taste: Callable[[_Draft], tuple[int, int]]) -> list[_Draft]:
+        """The best layouts by what they need, and by ``taste`` where they need the same."""
+        drafts = [self.start()]
+        for index in range(len(self.segments)):
+            if index not in self.made:
+                self.made[index] = self._ways(index)
+            grown = [draft for old in drafts for draft in self.grown(old, index)]
+            drafts = sorted(grown, key=lambda draft: (draft.need(index), taste(draft)))[:BEAM]
+        return drafts
 
-    def add(self, segment: Segment, least_bytes: int) -> None:
+    def start(self) -> _Draft:
+        """Nothing is laid out, and every storage lies alone."""
+        options = (segment.option for segment in self.segments)
+        return _Draft((), tuple(o.apart_bytes if o.choice else o.peak_bytes for o in options))
+
+    def grown(self, draft: _Draft, index: int) -> Iterator[_Draft]:
+        """``draft`` with segment ``index``, in every way to lay out its result."""
+        first, *others = self.made[index]
+        yield replace(draft, ops=(*draft.ops, *first))
+        for (op,) in others:
+            yield self._taking_over(draft, index, op, _rings(op) - _rings(first[0]))
+
+    def _ways(self, index: int) -> list[tuple[Op, ...]]:
+        """The ops of a segment; then, if a storage may be replaced, those that go down and up."""
+        segment = self.segments[index]
         units = self.chain.units[segment.first : segment.end]
         choice = segment.option.choice
         nodes = [unit.node for unit in units if unit.node is not None]
         if choice is None or len(nodes) != len(units):
-            self.ops += [op for unit in units for op in unit.ops]
-            return
+            return [tuple(op for unit in units for op in unit.ops)]
         _, _, made = self.chain.around(segment.first, segment.end)
         order = [node for node in nodes if node.out in made]
         results = [self._result(node.ops[-1].result, node.out) for node in order]
-        build = stream_op(nodes, results, self._values(), choice, self.chain.pushed)
-        replaced = segment.option.replaced
-        if not replaced or segment.option.apart_bytes <= least_bytes:
-            self.ops.append(build)
-            return
-        found = [
-            build,
-            stream_op(nodes, results, self._values(), replace(choice, up=True), self.chain.pushed),
-        ]
-        self.ops.append(self._taking_over(found, self._name(replaced)))
-
-    def _values(self) -> dict[str, Value]:
-        return self.chain.graph.value_table
+        down = stream_op(nodes, results, self.values, choice, self.chain.pushed)
+        if not segment.option.replaced:
+            return [(down,)]
+        up = stream_op(nodes, results, self.values, replace(choice, up=True), self.chain.pushed)
+        return [(down,), (down,), (up,)]
 
     def _name(self, storage: str) -> str:
         """The value in which a storage leaves its maker."""
@@ -73,29 +138,62 @@ class _Building:
             type_ = _by_rows(type_, self.chain.dims[storage])
         return Value(value.name, type_)
 
-    def _taking_over(self, builds: Sequence[Op], operand: str) -> Op:
-        """The better of two directions, its last result in the memory of ``operand``."""
-        options = [self._placed(op, operand) for op in builds]
-        _, op, span = min(options, key=lambda found: found[0])
-        self.span[op.values[-1].name] = span
-        return op
-
-    def _placed(self, op: Op, operand: str) -> tuple[int, Op, tuple[int, int, int]]:
-        result = op.values[-1]
+    def _taking_over(self, draft: _Draft, index: int, op: Op, more_bytes: int) -> _Draft:
+        """``draft`` with ``op``, its last result in the memory of what the segment replaces;
+        ``more_bytes`` are those of its rings beyond what the segment states."""
         assert op.loop is not None and op.loop.stream is not None
-        root = storages(op.loop.body).root[op.loop.body.output_names[-1]]
-        gap = distance(op.loop, operand, root)
+        storage, result = self.segments[index].option.replaced, op.values[-1]
+        out = storages(op.loop.body).root[op.loop.body.output_names[-1]]
+        operand = self._name(storage)
+        gap = distance(op.loop, operand, out)
         assert gap is not None
-        moved, made = self._bytes(operand), tensor_type(result).nbytes
+        moved, made = (tensor_type(v).nbytes for v in (self.values[operand], result))
         offset = max(gap, 0) + moved - made if op.loop.stream.up else -max(gap, 0)
-        start, low, high = self.span.get(operand, (0, 0, moved))
-        begin = start + offset
-        span = (begin, min(low, begin), max(high, begin + made))
+        memory = draft.memory.get(storage, storage)
+        before = draft.spots.get(memory) or {storage: self._spot(storage, 0, moved)}
+        begin = before[storage].begin + offset
+        after = {**before, out: self._spot(out, begin, begin + made)}
+        levels = list(draft.levels)
+        levels[index] += more_bytes
+        for spots, sign in ((before.values(), -1), (after.values(), 1)):
+            for i, saved in enumerate(self._saved(tuple(spots))):
+                levels[i] -= sign * saved
         taken = replace(result, alias=Alias(operand, "inplace", offset))
-        return span[2] - span[1], replace(op, results=(*op.results[:-1], taken)), span
+        return replace(
+            draft,
+            ops=(*draft.ops, replace(op, results=(*op.results[:-1], taken))),
+            levels=tuple(levels),
+            memory={**draft.memory, out: memory},
+            spots={**draft.spots, memory: after},
+            moves=draft.moves + 1,
+        )
 
-    def _bytes(self, name: str) -> int:
-        return tensor_type(self._values()[name]).nbytes
+    def _spot(self, storage: str, begin: int, end: int) -> _Spot:
+        born, last = self.chain.born[storage], self.chain.last[storage]
+        count = len(self.segments)
+        return _Spot(
+            begin,
+            end,
+            self.segment_of[born] if born >= 0 else 0,
+            self.segment_of[last] if last < len(self.segment_of) else count - 1,
+        )
+
+    def _saved(self, spots: Sequence[_Spot]) -> list[int]:
+        """For each segment the bytes of the values in one memory less those that are live there."""
+        change = [0] * (len(self.segments) + 1)
+        for spot in spots:
+            change[spot.born] += spot.end - spot.begin
+            change[spot.died + 1] -= spot.end - spot.begin
+        for low, high in pairwise(sorted({edge for spot in spots for edge in (spot.begin, spot.end)})):
+            users = [spot for spot in spots if spot.begin <= low and high <= spot.end]
+            if users:
+                change[min(spot.born for spot in users)] -= high - low
+                change[max(spot.died for spot in users) + 1] += high - low
+        return list(accumulate(change))[:-1]
+
+
+def _rings(op: Op) -> int:
+    return sum(scratch.size_bytes for scratch in op.scratch)
 
 
 def _by_rows(type_: TensorType, dims: tuple[int, int]) -> TensorType:

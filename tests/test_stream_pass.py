@@ -340,7 +340,7 @@ def test_scratch_keeps_an_op_out_of_streams() -> None:
     }"""
     ctx = context()
     found, height = planned(parse(text), StreamRows(), ctx)
-    assert [op.scratch[0].size_bytes for op in found.ops if not op.loop] == [5000]
+    assert [s.size_bytes for op in found.ops if not op.loop for s in op.scratch] == [5000]
     assert height >= 5000 + 4 * 8 * 8 * 4
     assert f"less than {5000 + 4 * 8 * 8 * 4:,} B" in ctx.notes[-1]
 

@@ -12,7 +12,7 @@ from mplan.ir.storage import storages
 from mplan.ir.types import TensorType
 from mplan.ir.verify_stream import pixel_strides
 from mplan.passes.stream.build import stream_op
-from mplan.passes.stream.chain import Chain
+from mplan.passes.stream.chain import Chain, Unit
 from mplan.passes.stream.search import Schedule, Segment
 
 #: How many ways to lay out the segments so far are followed up.
@@ -44,6 +44,15 @@ class _Spot:
     end: int
     born: int
     died: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """The ops of a segment with its result elsewhere, and those that go down and up through the memory
+    of what it may replace."""
+
+    apart: tuple[Op, ...]
+    moved: tuple[Op, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,7 @@ class _Building:
             i for i, segment in enumerate(segments) for _ in range(segment.first, segment.end)
         ]
         self.values = chain.graph.value_table
-        self.made: dict[int, list[tuple[Op, ...]]] = {}
+        self.made: dict[int, _Ways] = {}
 
     def search(self, taste: Callable[[_Draft], tuple[int, int]]) -> list[_Draft]:
         """The best layouts by what they need, and by ``taste`` where they need the same."""
@@ -104,27 +113,33 @@ class _Building:
 
     def grown(self, draft: _Draft, index: int) -> Iterator[_Draft]:
         """``draft`` with segment ``index``, in every way to lay out its result."""
-        first, *others = self.made[index]
-        yield replace(draft, ops=(*draft.ops, *first))
-        for (op,) in others:
-            yield self._taking_over(draft, index, op, _rings(op) - _rings(first[0]))
+        ways = self.made[index]
+        yield replace(draft, ops=(*draft.ops, *ways.apart))
+        for op in ways.moved:
+            yield self._taking_over(draft, index, op, _rings(op) - _rings(ways.moved[0]))
 
-    def _ways(self, index: int) -> list[tuple[Op, ...]]:
-        """The ops of a segment; then, if a storage may be replaced, those that go down and up."""
+    def _ways(self, index: int) -> _Ways:
         segment = self.segments[index]
         units = self.chain.units[segment.first : segment.end]
         choice = segment.option.choice
         nodes = [unit.node for unit in units if unit.node is not None]
         if choice is None or len(nodes) != len(units):
-            return [tuple(op for unit in units for op in unit.ops)]
+            return _Ways(tuple(op for unit in units for op in unit.ops))
         _, _, made = self.chain.around(segment.first, segment.end)
         order = [node for node in nodes if node.out in made]
         results = [self._result(node.ops[-1].result, node.out) for node in order]
         down = stream_op(nodes, results, self.values, choice, self.chain.pushed)
+        apart = units[0].ops if self._plain(units, down) else (down,)
         if not segment.option.replaced:
-            return [(down,)]
+            return _Ways(apart)
         up = stream_op(nodes, results, self.values, replace(choice, up=True), self.chain.pushed)
-        return [(down,), (down,), (up,)]
+        return _Ways(apart, (down, up))
+
+    def _plain(self, units: Sequence[Unit], build: Op) -> bool:
+        """Whether a stream is no more than its one unit, which yields the same by itself."""
+        reads_pushed = any(name in self.chain.pushed for name in build.operands)
+        alike = [v.type for v in build.values] == [v.type for v in units[0].ops[-1].values]
+        return len(units) == 1 and alike and not (build.loop and build.loop.axes) and not reads_pushed
 
     def _name(self, storage: str) -> str:
         """The value in which a storage leaves its maker."""

@@ -7,7 +7,7 @@ nothing is decided here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mplan.codegen.c import selftest, weights
@@ -15,6 +15,7 @@ from mplan.codegen.c.kernels import TABLE
 from mplan.codegen.c.memory import Area, Memory, static_type, user_inputs
 from mplan.codegen.c.pointwise import copy
 from mplan.codegen.c.render import render
+from mplan.codegen.c.stream import pushed_input
 from mplan.codegen.c.table import Site
 from mplan.codegen.c.tensors import Code, Function, Tensor
 from mplan.codegen.c.text import is_identifier
@@ -53,7 +54,10 @@ class AreaView:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output; ``offset_bytes`` None means that it does not lie in the arena."""
+    """An input or output; ``offset_bytes`` None means that it does not lie in the arena.
+
+    One with ``rows`` arrives row by row, so many of them, and lies nowhere.
+    """
 
     index: int
     label: str
@@ -65,6 +69,7 @@ class Port:
     offset_bytes: int | None
     pointer: str
     ctype: str
+    rows: int = 0
 
 
 def emit_c(
@@ -102,7 +107,8 @@ class _Writer:
         self.name = memory.name
         self.target = target
         self.steps, self.functions = _steps(graph, memory, plan)
-        self.inputs = [memory.tensor(i.value.name, 0) for i in user_inputs(graph)]
+        self.inputs = [_input(memory, n, i.value) for n, i in enumerate(user_inputs(graph))]
+        self.rows = pushed_input(graph, memory)
         names = [arg.name for arg in graph.outputs if isinstance(arg, Ref)]
         self.outputs = [memory.tensor(name, len(plan.order)) for name in names]
         self.sources = [i.source or i.value.name for i in user_inputs(graph)]
@@ -147,6 +153,7 @@ class _Writer:
             "inputs": inputs,
             "outputs": outputs,
             "strided": strided,
+            "rows": self.rows,
             "signature": _signature(inputs, outputs),
             "copy_in": copy_in.lines,
             "copy_out": copy_out.lines,
@@ -165,8 +172,9 @@ class _Writer:
                 elements=t.numel,
                 size_bytes=t.numel * t.dtype.itemsize,
                 offset_bytes=t.offset_bytes if t.array.is_macro else None,
-                pointer=t.pointer,
+                pointer="" if kind == "input" and self._arrives(i) else t.pointer,
                 ctype=t.ctype,
+                rows=self.rows.count if self.rows and kind == "input" and self._arrives(i) else 0,
             )
             for i, t in enumerate(tensors)
         )
@@ -176,14 +184,20 @@ class _Writer:
         copy_in, copy_out = Code(), Code()
         for port, tensor in zip(inputs, self.inputs, strict=True):
             given = Tensor.dense(port.parameter, tensor.dtype, tensor.shape)
-            copy_in += _unless_same(port, copy(tensor, given))
+            if not port.rows:
+                copy_in += _unless_same(port, copy(tensor, given))
         for port, tensor in zip(outputs, self.outputs, strict=True):
             taken = Tensor.dense(port.parameter, tensor.dtype, tensor.shape)
             copy_out += _unless_same(port, copy(taken, tensor))
         return copy_in, copy_out
 
+    def _arrives(self, index: int) -> bool:
+        """Whether an input arrives by rows."""
+        return self.rows is not None and self.rows.index == index
+
     def _selftest(self, golden: Mapping[str, Any]) -> str:
-        before = selftest.fill_inputs(self.name, self.inputs)
+        held = [(i, t) for i, t in enumerate(self.inputs) if not self._arrives(i)]
+        before = selftest.fill_inputs(self.name, held)
         after = selftest.compare_outputs(self.name, self.outputs)
         return render(
             "selftest.c.j2",
@@ -193,6 +207,7 @@ class _Writer:
                 *selftest.arrays(golden, "output", self.outputs),
             ],
             functions=_ordered((*before.functions, *after.functions)),
+            rows=self.rows,
             before=before.lines,
             after=after.lines,
         )
@@ -227,7 +242,28 @@ def _steps(graph: Graph, memory: Memory, plan: Plan) -> tuple[list[Step], list[F
             "see the coverage table for the ops that can",
             tuple(missing),
         )
-    return [*steps, *_transfers(memory, plan, len(plan.order))], functions
+    steps += _transfers(memory, plan, len(plan.order))
+    return _resumable(steps, graph, memory), functions
+
+
+def _resumable(steps: list[Step], graph: Graph, memory: Memory) -> list[Step]:
+    """The steps, of which those before a stream that waits for rows run only at the start."""
+    arriving = [n for n, op in enumerate(graph.ops) if any(map(memory.pushed, op.operands))]
+    if not arriving:
+        return steps
+    at = next(p for p, s in enumerate(memory.plan.order) if memory.lowered.op_of[s] == arriving[0])
+    return [
+        replace(step, lines=Code(step.lines).block("if (fresh)").lines) if step.position < at else step
+        for step in steps
+    ]
+
+
+def _input(memory: Memory, index: int, value: Value) -> Tensor:
+    """An input where it lies, or as the caller's array if it arrives by rows."""
+    if not memory.pushed(value.name):
+        return memory.tensor(value.name, 0)
+    type_ = static_type(value)
+    return Tensor.dense(f"in{index}", type_.dtype, tuple(n for n in type_.shape if isinstance(n, int)))
 
 
 def _code(site: Site) -> Code:
@@ -266,8 +302,10 @@ def _comment(position: int, op: Op, memory: Memory) -> Iterator[str]:
 
 
 def _described(value: Value, memory: Memory, position: int) -> str:
-    tensor = memory.tensor(value.name, position)
     text = f"{value.name} {print_type(value.type)}"
+    if memory.pushed(value.name):
+        return f"{text}, whose rows arrive"
+    tensor = memory.tensor(value.name, position)
     if not tensor.array.is_macro:
         return f"{text} {tensor.array.name}"
     end = tensor.offset_bytes + static_type(value).nbytes

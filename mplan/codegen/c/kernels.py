@@ -15,6 +15,7 @@ from mplan.codegen.c import (  # noqa: F401
     quantized,
     quantized_window,
     reduce,
+    stream,
 )
 from mplan.codegen.c.table import TABLE
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from mplan.codegen.c.tensors import Array, Tensor
 from mplan.codegen.c.text import CTYPES, identifier, unique_names
 from mplan.diagnostics import UnsupportedError, UserError
-from mplan.ir.graph import Graph, Input, Value
+from mplan.ir.graph import Graph, Input, Op, Value
 from mplan.ir.plan import Placement, Plan
-from mplan.ir.storage import Lowered
-from mplan.ir.types import TensorType
+from mplan.ir.storage import Lowered, Storages
+from mplan.ir.types import DType, TensorType
 
 #: Bytes; of weights that are not planned.
 _WEIGHT_ALIGNMENT = 8
@@ -53,14 +53,16 @@ class Memory:
             raise UserError("MP504", f"the plan is not one of the graph {graph.name}")
         self.graph = graph
         self.lowered = lowered
+        self.plan = plan
         self.name = name
         self._values = graph.value_table
-        self._start = _starts(graph)
+        self._start = _starts(graph, lowered.storages)
         self._placed: dict[int, list[Placement]] = {}
         for placement in sorted(plan.placements, key=lambda p: (p.start, p.end)):
             self._placed.setdefault(placement.buffer, []).append(placement)
         self.members = self._members()
         self._member_of = {m.value.name: m for m in self.members}
+        self._pushed = _pushed(graph) - lowered.buffer_of.keys()
         self.areas = self._areas()
         self._macro_of = {a.region: Array(a.macro, is_macro=True) for a in self.areas}
 
@@ -77,8 +79,22 @@ class Memory:
                     "MP501", f"a view shows the weight {member.source} as another type"
                 )
             return self._view(Array(f"{self.name}_weights.{member.name}"), type_, offset)
-        place = self._place(root, position)
-        return self._view(self._macro_of[place.region], type_, place.offset + offset)
+        buffer, before = self.lowered.pieces.get(name, (self.lowered.buffer_of.get(root, -1), 0))
+        place = self._place(root, buffer, position)
+        return self._view(self._macro_of[place.region], type_, place.offset + offset - before)
+
+    def scratch(self, op: Op, position: int) -> tuple[Tensor, ...]:
+        """The scratch of ``op`` as arrays of bytes."""
+        found = []
+        for buffer in self.lowered.scratch_of[self.graph.ops.index(op)]:
+            place = self._place(op.kind, buffer, position)
+            size = self.lowered.problem.buffers[buffer].size_bytes
+            found.append(Tensor(self._macro_of[place.region], DType.U8, (size,), (1,), place.offset))
+        return tuple(found)
+
+    def pushed(self, name: str) -> bool:
+        """Whether ``name`` is a user's input that lies in no memory: its rows arrive one by one."""
+        return name in self._pushed
 
     def weight(self, name: str) -> bool:
         """Whether the bytes of ``name`` are constant."""
@@ -111,14 +127,14 @@ class Memory:
         shape = tuple(n for n in type_.shape if isinstance(n, int))
         return Tensor(array, type_.dtype, shape, type_.element_strides, offset_bytes)
 
-    def _place(self, root: str, position: int) -> Placement:
-        if root not in self.lowered.buffer_of:
+    def _place(self, name: str, buffer: int, position: int) -> Placement:
+        if buffer not in self._placed:
             raise UserError(
                 "MP504",
-                f"%{root} is not planned",
+                f"%{name} is not planned",
                 help="plan with Layout(arena, weights=…, inputs=arena)",
             )
-        places = self._placed[self.lowered.buffer_of[root]]
+        places = self._placed[buffer]
         live = [p for p in places if p.start <= position < p.end]
         return live[0] if live else places[-1]
 
@@ -164,14 +180,25 @@ class Memory:
         return Area(region, f"{self.name}_{label}", label.upper(), size_bytes)
 
 
-def _starts(graph: Graph) -> dict[str, int]:
+def _starts(graph: Graph, found: Storages) -> dict[str, int]:
     """The distance of every value from the start of its storage, in bytes."""
     starts: dict[str, int] = {}
     for value in graph.values:
         alias = value.alias
         offset = alias.offset_bytes if alias and isinstance(alias.offset_bytes, int) else 0
-        starts[value.name] = offset + (starts[alias.of] if alias else 0)
+        starts[value.name] = offset + (starts[alias.of] if alias else found.lead[value.name])
     return starts
+
+
+def _pushed(graph: Graph) -> set[str]:
+    """The operands of streams whose rows arrive one by one."""
+    streams = (op.loop for op in graph.ops if op.loop and op.loop.stream)
+    return {
+        window.operand
+        for loop in streams
+        for window, item in zip(loop.windows, loop.body.inputs, strict=True)
+        if loop.stream and any(ring.value == item.value.name for ring in loop.stream.rings)
+    }
 
 
 def static_type(value: Value) -> TensorType:

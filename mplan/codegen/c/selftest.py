@@ -44,10 +44,10 @@ def tolerance(golden: Mapping[str, Any]) -> str:
     return literal(_TOLERANCE * (1 + max(finite, default=0.0)), DType.F32)
 
 
-def fill_inputs(name: str, inputs: Sequence[Tensor]) -> Code:
-    """Copy the golden inputs to where the network reads them."""
+def fill_inputs(name: str, inputs: Sequence[tuple[int, Tensor]]) -> Code:
+    """Copy the golden inputs, with their numbers, to where the network reads them."""
     code = Code()
-    for i, tensor in enumerate(inputs):
+    for i, tensor in inputs:
         code += _through(f"{name}_input({i})", tensor, lambda t, i=i: copy(t, _golden("input", i, t)))
     return code
 

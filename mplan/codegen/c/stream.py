@@ -1,0 +1,357 @@
+"""C for streams: a table of stages that one small function walks, and a switch with their kernels.
+
+The order is that of ``mplan.ir.streaming``, position by position; the rings are the op's scratch. A
+stream keeps where it stands in a struct, so that one whose input arrives by rows can wait for the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from mplan.codegen.c.memory import Memory, static_type, user_inputs
+from mplan.codegen.c.render import function
+from mplan.codegen.c.rows import ROWS, Row, image_type, pixel
+from mplan.codegen.c.stream_steps import Local, Pixels, accumulated, pointwise
+from mplan.codegen.c.table import Site, kernel
+from mplan.codegen.c.tensors import Code, Function, Tensor
+from mplan.codegen.c.text import CTYPES, identifier
+from mplan.diagnostics import UnsupportedError
+from mplan.ir.geometry import ONLY, SAME, Access, Spatial
+from mplan.ir.graph import Graph, Loop, Op
+from mplan.ir.rings import Capacity, capacities, lines_of, position_bytes
+from mplan.ir.storage import storages
+from mplan.ir.streaming import Line, Node, Read, Stage, dims_of, flow_of
+from mplan.ir.types import TensorType
+from mplan.ir.verify_stream import lies_by_rows
+
+#: Rows, columns and strides of images fit into 16 bits.
+_LARGEST = 32767
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An ``image_t`` as the template shows it, with the name of the storage."""
+
+    name: str
+    data: str
+    height: int
+    width: int
+    bytes: int
+    origin: int = 0
+    positions: int = 0
+    step_y: int = 0
+    step_x: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageView:
+    """A stage as the template shows it: the rows of its table of reads."""
+
+    number: int
+    what: str
+    rows: tuple[tuple[int, ...], ...]
+    reduces: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The statements of a stage's step."""
+
+    number: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivingRows:
+    """The input that arrives row by row: its number, element type and size, and its struct."""
+
+    index: int
+    ctype: str
+    state: str
+    count: int
+    row_elements: int
+
+
+def pushed_input(graph: Graph, memory: Memory) -> ArrivingRows | None:
+    """The input of ``graph`` that arrives by rows, if one does."""
+    for index, item in enumerate(user_inputs(graph)):
+        name = item.value.name
+        users = [op for op in graph.ops if name in op.operands and op.loop]
+        if not memory.pushed(name) or not users or users[0].loop is None:
+            continue
+        loop = users[0].loop
+        windows = zip(loop.windows, loop.body.inputs, strict=True)
+        inner = next(i.value.name for window, i in windows if window.operand == name)
+        type_ = static_type(item.value)
+        count = flow_of(loop).sizes[inner][0]
+        elements = type_.nbytes // type_.dtype.itemsize // count
+        return ArrivingRows(index, CTYPES[type_.dtype], f"{memory.name}_rows", count, elements)
+    return None
+
+
+@kernel("mplan.loop")
+def stream(site: Site) -> Code:
+    """A stream, as a function of its own.
+
+    One whose input arrives by rows is called with ``fresh`` and returns 1 while it waits for rows.
+    """
+    loop = site.op.loop
+    if loop is None or loop.stream is None:
+        raise UnsupportedError("MP501", "a loop that is no stream")
+    assert isinstance(site.memory, Memory)
+    return _Stream(site, loop, site.memory).code()
+
+
+def _pushed_rows(memory: Memory, ctype: str) -> Function:
+    """The state of an input that arrives by rows."""
+    return function(f"{memory.name}_rows", "pushed_rows", ctype=ctype)
+
+
+class _Stream:
+    def __init__(self, site: Site, loop: Loop, memory: Memory) -> None:
+        assert loop.stream is not None
+        self.site, self.memory = site, memory
+        self.up, self.pixelwise = loop.stream.up, loop.stream.unit == "pixel"
+        self.back = self.up and self.pixelwise
+        self.flow = flow_of(loop)
+        self.lines = lines_of(loop, self.flow)
+        self.root = storages(loop.body).root
+        self.types = {v.name: v.type for v in loop.body.values if isinstance(v.type, TensorType)}
+        self.dims = dims_of(self.flow.nodes)
+        self.name = f"{memory.name}_{identifier(site.op.result.name)}"
+        self.inner = self.flow.passed_on()
+        self.capacities: dict[str, Capacity] = capacities(loop)
+        scratch = memory.scratch(site.op, site.position)
+        self.rings = dict(zip(self.capacities, scratch, strict=True))
+        pairs = zip(loop.windows, loop.body.inputs, strict=True)
+        self.operands = {item.value.name: window.operand for window, item in pairs}
+        outs = zip(loop.body.output_names, site.op.values, strict=True)
+        self.results = {self.root[name]: value.name for name, value in outs}
+        sources = [name for name in self.operands if name in self.dims and name not in self.rings]
+        self.index = {n: i for i, n in enumerate([*sources, *(n.out for n in self.flow.nodes)])}
+        self.local = Local(memory, self.operands, self.types, {})
+
+    def code(self) -> Code:
+        """The call, with the function and its tables."""
+        pushes = [n.out for n in self.flow.nodes if self._pushed(n)]
+        self.site.require(len(pushes) < 2 and not (pushes and self.up), "of such rows that arrive")
+        stages = list(enumerate(self.flow.stages))
+        codes = [self._case(stage) for _, stage in stages]
+        types = function("stream_t")
+        walker = function("stream_next", needs=(types,))
+        called = [f for code in codes for f in code.functions]
+        made = function(
+            self.name,
+            "stream",
+            (walker, image_type(), pixel(), *called),
+            stages=[self._stage_view(number, stage) for number, stage in stages],
+            drivers=self.flow.drivers,
+            spans=[self._spans(*lines) for lines in self.lines],
+            images=[[self._image(n, *lines) for n in self.index] for lines in self.lines],
+            cases=[Case(number, code.lines) for number, code in enumerate(codes)],
+            pixelwise=int(self.pixelwise),
+            up=int(self.up),
+            pushes=bool(pushes),
+        )
+        if pushes:
+            return Code((f"if ({self.name}(fresh)) {{", "    return 3;", "}"), (made,))
+        return Code((f"{self.name}();",), (made,))
+
+    def _pushed(self, node: Node) -> bool:
+        return not node.ops and self.memory.pushed(self.operands[node.out])
+
+    def _stage_view(self, number: int, stage: Stage) -> StageView:
+        rows = tuple(self._read(r) for r in stage.reads if r.source in self.flow.maker)
+        kinds = [op.kind for n in stage.nodes for op in self.flow.nodes[n].ops]
+        what = f"{stage.out} = {', '.join(kinds)}" if kinds else f"a row of {stage.out}"
+        return StageView(number, what, rows, stage.reduces)
+
+    def _read(self, read: Read) -> tuple[int, ...]:
+        rows, cols = read.reach
+        edges = (rows.low if self.up else rows.high, cols.low if self.back else cols.high)
+        source = self.flow.maker[read.source]
+        return (source, rows.scale, edges[0], rows.div, cols.scale, edges[1], cols.div)
+
+    def _spans(self, down: Line, across: Line) -> list[tuple[int, ...]]:
+        spans: list[tuple[int, ...]] = [(*down.steps(s), *across.steps(s)) for s in self.flow.stages]
+        largest = max(n for span in spans for n in span)
+        self.site.require(largest <= _LARGEST, f"with more than {_LARGEST} rows or columns")
+        return spans
+
+    def _image(self, name: str, down: Line, across: Line) -> Image:
+        """Where a storage lies in a tile."""
+        height, width = self.flow.sizes[name]
+        tensor, step = self._place(name), self._step_bytes(name)
+        seen = (name, _bytes(tensor), height, width, step)
+        if name in self.results or name not in self.rings:
+            return Image(*seen, step_y=width, step_x=1)
+        if self._single(name):
+            return Image(*seen)
+        row = across.width(name)
+        (low, high), (left, right) = (line.part.get(name, (0, 0)) for line in (down, across))
+        step_y, first_row = (-row, high - 1) if self.up else (row, low)
+        step_x, first_column = (-1, right - 1) if self.back else (1, left)
+        positions = self.capacities[name].positions
+        if not self.pixelwise and row:
+            positions -= positions % row  # rows stay in one piece
+        origin = -first_row * step_y - first_column * step_x
+        return Image(*seen, origin, positions, step_y, step_x)
+
+    def _single(self, name: str) -> bool:
+        """Whether of a storage there is one pixel at a time."""
+        return name in self.inner or (
+            name in self.flow.maker and self.flow.stages[self.flow.maker[name]].reduces
+        )
+
+    def _place(self, name: str) -> Tensor:
+        """The whole of a storage, or its ring."""
+        if name in self.results:
+            return self.memory.tensor(self.results[name], self.site.position)
+        if name in self.rings:
+            return self.rings[name]
+        return self.memory.tensor(self.operands[name], self.site.position)
+
+    def _step_bytes(self, name: str) -> int:
+        """The bytes from one pixel of a storage to the next."""
+        tensor = self._place(name)
+        if name in self.rings and name not in self.results:
+            return position_bytes(self.types[name], self.flow.sizes[name])
+        rows, cols = self.dims[name]
+        if tensor.rank <= max(rows, cols):
+            return prod(tensor.shape) * tensor.dtype.itemsize
+        rest = [d for d in range(tensor.rank) if d not in (rows, cols) and tensor.shape[d] != 1]
+        step = tensor.strides[cols] if tensor.shape[cols] != 1 else tensor.strides[rows]
+        sound = all(tensor.strides[d] == 1 for d in rest) and len(rest) <= 1
+        if tensor.shape[rows] != 1:
+            sound = sound and tensor.strides[rows] == tensor.shape[cols] * step
+        self.site.require(sound, f"of %{name}, whose pixels do not follow each other")
+        return step * tensor.dtype.itemsize
+
+    def _case(self, stage: Stage) -> Code:
+        """What a step of a stage does; several nodes work pixel by pixel."""
+        many = len(stage.nodes) > 1
+        column, count = ("walk.column + i", "1") if many else ("walk.column", "walk.count")
+        code = Code()
+        for number in stage.nodes:
+            code += self._node(self.flow.nodes[number], stage, column, count)
+        return code.block("for (int32_t i = 0; i < walk.count; ++i)") if many else code
+
+    def _node(self, node: Node, stage: Stage, column: str, count: str) -> Code:
+        if not node.ops:
+            return self._load(node, column, count)
+        if node.reduces:
+            return self._sum(node, stage, column, count)
+        code = Code()
+        for op, rule in zip(node.ops, node.rules, strict=True):
+            if op.kind in ROWS:
+                code += self._row(node, op, rule, column, count)
+            else:
+                code += self._pointwise(node, op, rule, stage, column, count)
+        return code
+
+    def _row(self, node: Node, op: Op, rule: Spatial, column: str, count: str) -> Code:
+        images = {a.operand: f"m + {self.index[self.root[a.operand]]}" for a in rule.accesses}
+        site = self._site(op)
+        return ROWS[op.kind](
+            Row(site, images, self._target(node.out, column), "walk.row", column, count)
+        )
+
+    def _site(self, op: Op) -> Site:
+        return Site(op, self.site.position, self.local, self.site.used)
+
+    def _pointwise(
+        self, node: Node, op: Op, rule: Spatial, stage: Stage, column: str, count: str
+    ) -> Code:
+        site = self._site(op)
+        alike = all(reach in (SAME, ONLY) for a in rule.accesses for reach in a.reach)
+        site.require(alike, "has no kernel by rows")
+        widths = {across.length(stage) for _, across in self.lines} - {0}
+        if count != "1" and len(widths) > 1:  # kernels for tensors have fixed sizes
+            each = self._pointwise(node, op, rule, stage, f"{column} + k", "1")
+            return each.block(f"for (int32_t k = 0; k < {count}; ++k)")
+        length = 1 if count == "1" else max(widths, default=1)
+        reads = {a.operand: self._pixels(a, column, length) for a in rule.accesses}
+        type_, step = self.types[node.out], self._step_bytes(node.out)
+        result = Pixels(self._target(node.out, column), type_, length, step)
+        return pointwise(op, rule, site, self.local, reads, result)
+
+    def _pixels(self, access: Access, column: str, length: int) -> Pixels:
+        """What an op reads of an operand at its own position."""
+        name, (rows, cols) = self.root[access.operand], access.reach
+        along = length if cols.scale else 1
+        type_ = self.types[access.operand]
+        at = ("walk.row" if rows.scale else "0", column if cols.scale else "0")
+        found = f"pixel(m + {self.index[name]}, {', '.join(at)})"
+        address = f"(const {CTYPES[type_.dtype]} *)(const void *){found}"
+        return Pixels(address, type_, along, self._step_bytes(name))
+
+    def _target(self, name: str, column: str) -> str:
+        """The address of a pixel that a step makes."""
+        tensor, ctype = self._place(name), CTYPES[self.types[name].dtype]
+        self.site.require(tensor.array.is_macro, f"that overwrites the weight %{name}")
+        offset = str(tensor.offset_bytes)
+        if not (name not in self.results and name in self.rings and self._single(name)):
+            offset += f" + pixel_offset(m + {self.index[name]}, walk.row, {column})"
+        return f"{tensor.array.name}({ctype}, {offset})"
+
+    def _load(self, node: Node, column: str, count: str) -> Code:
+        """Copy pixels of a row of an input into its ring."""
+        name, type_ = node.out, self.types[node.out]
+        ctype, width = CTYPES[type_.dtype], self.flow.sizes[name][1]
+        each = position_bytes(type_, self.flow.sizes[name])
+        elements = each // type_.dtype.itemsize
+        dense = lies_by_rows(type_, self.dims[name])
+        self.site.require(dense, f"of %{name}, whose pixels do not follow each other")
+        size = f"(size_t)({count}) * {each}u"
+        if not self._pushed(node):
+            whole = self.memory.tensor(self.operands[name], self.site.position)
+            source = f"{whole.pointer} + (walk.row * {width} + {column}) * {elements}"
+            return Code((f"memcpy({self._target(name, column)}, {source}, {size});",))
+        state = _pushed_rows(self.memory, ctype)
+        source = (
+            f"{state.name}.data + ((walk.row - {state.name}.first) * {width} + {column}) * {elements}"
+        )
+        return Code(
+            (
+                f"if (walk.row >= {state.name}.end) {{",
+                "    --progress[walk.stage].done;",
+                "    return 1;",
+                "}",
+                f"memcpy({self._target(name, column)}, {source}, {size});",
+            ),
+            (state,),
+        )
+
+    def _sum(self, node: Node, stage: Stage, column: str, count: str) -> Code:
+        """Add pixels to the sums of a mean, whose result the last ones make."""
+        (down, across), *_ = self.lines
+        (access,) = node.rules[0].accesses
+        (low, high), (left, right) = down.steps(stage), across.steps(stage)
+        row, col = ("walk.row", column)
+        first = (high - 1 if self.up else low, right - 1 if self.back else left)
+        last = (low if self.up else high - 1, left if self.back else right - 1)
+        whole = count == "walk.count" and not self.pixelwise
+        begins, ends = f"{row} == {first[0]}", f"{row} == {last[0]}"
+        if not whole:
+            begins += f" && {col} == {first[1]}"
+            ends += f" && {col} == {last[1]}"
+        bits = f"const int32_t ends = ({begins} ? 1 : 0) | ({ends} ? 2 : 0);"
+        sums = self.rings[node.out]
+        result = f"{_macro(self._place(node.out), CTYPES[self.types[node.out].dtype])}"
+        source = self._pixels(access, column, 1)
+        code = accumulated(
+            self._site(node.ops[0]), source, _macro(sums, "int32_t"), result, count, "ends"
+        )
+        return (Code((bits,)) + code).block()
+
+
+def _bytes(tensor: Tensor) -> str:
+    """The address of a tensor as one of bytes."""
+    if tensor.array.is_macro:
+        return f"{tensor.array.name}(unsigned char, {tensor.offset_bytes})"
+    return f"(const unsigned char *)({tensor.pointer})"
+
+
+def _macro(tensor: Tensor, ctype: str) -> str:
+    return f"{tensor.array.name}({ctype}, {tensor.offset_bytes})"

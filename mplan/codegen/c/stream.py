@@ -18,7 +18,7 @@ from mplan.codegen.c.tensors import Code, Function, Tensor
 from mplan.codegen.c.text import CTYPES, identifier
 from mplan.diagnostics import UnsupportedError
 from mplan.ir.geometry import ONLY, SAME, Access, Spatial
-from mplan.ir.graph import Graph, Loop, Op
+from mplan.ir.graph import Graph, Loop, Op, Ref
 from mplan.ir.rings import Capacity, capacities, lines_of, position_bytes
 from mplan.ir.storage import storages
 from mplan.ir.streaming import Line, Node, Read, Stage, dims_of, flow_of
@@ -251,7 +251,8 @@ class _Stream:
         return code
 
     def _row(self, node: Node, op: Op, rule: Spatial, column: str, count: str) -> Code:
-        images = {a.operand: f"m + {self.index[self.root[a.operand]]}" for a in rule.accesses}
+        read = {a.operand: f"m + {self.index[self.root[a.operand]]}" for a in rule.accesses}
+        images = {k: read[a.name] for k, a in op.args if isinstance(a, Ref) and a.name in read}
         site = self._site(op)
         return ROWS[op.kind](
             Row(site, images, self._target(node.out, column), "walk.row", column, count)

@@ -223,6 +223,7 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
 
     from mplan.codegen import bundle
     from mplan.codegen.c.emit import emit_c
+    from mplan.codegen.c.stream import arriving_rows
     from mplan.codegen.project import emit_project
     from mplan.codegen.project.sources import Sources
     from mplan.ir.plan_json import print_plan
@@ -243,7 +244,7 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
     files = emit_project(project, name, planned.target, emitted) if project else emitted
     code = Sources.of(name, emitted).code
     sources = tuple(sorted(f for f in files if PurePosixPath(f).name in code))
-    inputs, returned = bundle.ports(planned.graph)
+    inputs, returned = bundle.ports(planned.graph, arriving_rows(planned.graph, planned.lowered))
     arena = planned.plan.peak_bytes(planned.target.arena)
     files[bundle.PLAN] = print_plan(result.file)
     files[bundle.GOLDEN] = safetensors.numpy.save(golden)

@@ -20,7 +20,7 @@ from mplan.ir.graph import Graph, Value
 from mplan.ir.types import TensorType
 
 MANIFEST = "mplan.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 GOLDEN = "golden.safetensors"
 PLAN = "plan.json"
 
@@ -30,7 +30,7 @@ class Port:
     """An input or output of the compiled network.
 
     ``dtype`` is the IR's name, ``strides`` count elements, ``nbytes`` reaches from the first to the
-    last element in memory.
+    last element in memory. An input with ``rows`` is given row by row, so many of them.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Port:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     nbytes: int
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +62,22 @@ def identifier(text: str) -> str:
     return f"net_{name}" if name[0].isdigit() else name
 
 
-def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """The user's inputs and the outputs of ``graph``, in order."""
+def ports(graph: Graph, rows: Mapping[str, int]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """The user's inputs and the outputs of ``graph``, in order.
+
+    ``rows`` says of how many rows the inputs are that arrive row by row.
+    """
     table = graph.value_table
-    inputs = tuple(_port(i.value) for i in graph.inputs if i.role == "input")
+    names = [i.value.name for i in graph.inputs if i.role == "input"]
+    inputs = tuple(_port(table[name], rows.get(name, 0)) for name in names)
     return inputs, tuple(_port(table[name]) for name in graph.output_names)
 
 
-def _port(value: Value) -> Port:
+def _port(value: Value, rows: int = 0) -> Port:
     type_ = value.type
     assert isinstance(type_, TensorType)
     shape = tuple(d for d in type_.shape if isinstance(d, int))
-    return Port(value.name, type_.dtype.value, shape, type_.element_strides, type_.nbytes)
+    return Port(value.name, type_.dtype.value, shape, type_.element_strides, type_.nbytes, rows)
 
 
 def golden_tensors(inputs: Sequence[Any], outputs: Sequence[Any]) -> dict[str, Any]:
@@ -152,4 +157,4 @@ def _checked_names(fields: dict[str, Any]) -> Manifest:
 
 def _load_port(data: Mapping[str, Any]) -> Port:
     shape, strides = tuple(data["shape"]), tuple(data["strides"])
-    return Port(data["name"], data["dtype"], shape, strides, data["nbytes"])
+    return Port(data["name"], data["dtype"], shape, strides, data["nbytes"], data["rows"])

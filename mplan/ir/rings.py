@@ -12,7 +12,7 @@ from fractions import Fraction
 from math import prod
 
 from mplan.ir.geometry import Span
-from mplan.ir.graph import Concat, Loop, Op, Ring
+from mplan.ir.graph import Concat, Graph, Loop, Op, Ring
 from mplan.ir.loops import tiles
 from mplan.ir.storage import storages
 from mplan.ir.streaming import Flow, Line, Simulation, flow_of
@@ -88,6 +88,20 @@ def ring_needs(loop: Loop) -> tuple[Ring, ...]:
             more = columns if part else 0
             found.append(Ring(name, whole, more) if pixelwise else Ring(name, whole + part))
     return tuple(found)
+
+
+def row_inputs(graph: Graph) -> dict[str, int]:
+    """The operands of streams that have a ring, with their numbers of rows."""
+    found: dict[str, int] = {}
+    for loop in (op.loop for op in graph.ops):
+        if loop is None or loop.stream is None:
+            continue
+        ringed = {ring.value for ring in loop.stream.rings}
+        sizes = flow_of(loop).sizes
+        for window, item in zip(loop.windows, loop.body.inputs, strict=True):
+            if item.value.name in ringed:
+                found[window.operand] = sizes[item.value.name][0]
+    return found
 
 
 def capacities(loop: Loop) -> dict[str, Capacity]:

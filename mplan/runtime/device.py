@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mplan import templates
 from mplan.codegen.bundle import GOLDEN, PLAN, Manifest, Port, load_manifest
+from mplan.codegen.c.text import CTYPES
 from mplan.diagnostics import CheckError, UserError, Where
 from mplan.ir.plan import Step
 from mplan.ir.types import DType
@@ -109,13 +111,29 @@ def run_bundle(
 
 
 def _build(folder: Path, manifest: Manifest, work: Path, tools: Literal["zig", "gcc"]) -> Firmware:
-    view = {"name": manifest.name, "inputs": manifest.inputs, "outputs": manifest.outputs}
+    inputs = _in_order(manifest.inputs)
+    view = {"name": manifest.name, "inputs": inputs, "outputs": manifest.outputs}
     harness = work / "harness.c"
     harness.write_text(templates.render(SUPPORT, "harness.c.j2", view), encoding="utf-8")
     sources = [harness, *(folder / s for s in manifest.sources)]
     includes = sorted({path.parent for path in sources[1:]})
     target = load_target(manifest.target)
     return build_firmware(sources, includes, target, work / "image", toolchain=tools)
+
+
+def _in_order(ports: Sequence[Port]) -> list[dict[str, Any]]:
+    """The inputs as the harness reads them: those that are given whole come first."""
+    ordered = sorted(enumerate(ports), key=lambda numbered: numbered[1].rows)
+    return [
+        {
+            **asdict(port),
+            "index": index,
+            "first": place == 0,
+            "ctype": CTYPES[DType(port.dtype)],
+            "row_elements": prod(port.shape) // max(port.rows, 1),
+        }
+        for place, (index, port) in enumerate(ordered)
+    ]
 
 
 def _problem_steps(folder: Path) -> tuple[Step, ...]:
@@ -182,7 +200,8 @@ def _bytes(sample: Sequence[Any], expected: Sequence[Port]) -> bytes:
     if len(sample) != len(expected):
         raise UserError("MP426", f"{len(sample)} inputs given, the network has {len(expected)}")
     parts = []
-    for array, port in zip(sample, expected, strict=True):
+    pairs = zip(sample, expected, strict=True)
+    for array, port in sorted(pairs, key=lambda pair: pair[1].rows):
         if tuple(array.shape) != port.shape:
             message = f"input {port.name} has the shape {list(array.shape)}, not {list(port.shape)}"
             raise UserError("MP426", message)

@@ -13,6 +13,7 @@ from mplan.codegen.c.text import CTYPES, identifier, unique_names
 from mplan.diagnostics import UnsupportedError, UserError
 from mplan.ir.graph import Graph, Input, Op, Value
 from mplan.ir.plan import Placement, Plan
+from mplan.ir.rings import row_inputs
 from mplan.ir.storage import Lowered, Storages
 from mplan.ir.types import DType, TensorType
 
@@ -62,7 +63,7 @@ class Memory:
             self._placed.setdefault(placement.buffer, []).append(placement)
         self.members = self._members()
         self._member_of = {m.value.name: m for m in self.members}
-        self._pushed = _pushed(graph) - lowered.buffer_of.keys()
+        self._pushed = row_inputs(graph).keys() - lowered.buffer_of.keys()
         self.areas = self._areas()
         self._macro_of = {a.region: Array(a.macro, is_macro=True) for a in self.areas}
 
@@ -188,17 +189,6 @@ def _starts(graph: Graph, found: Storages) -> dict[str, int]:
         offset = alias.offset_bytes if alias and isinstance(alias.offset_bytes, int) else 0
         starts[value.name] = offset + (starts[alias.of] if alias else found.lead[value.name])
     return starts
-
-
-def _pushed(graph: Graph) -> set[str]:
-    """The operands of streams whose rows arrive one by one."""
-    streams = (op.loop for op in graph.ops if op.loop and op.loop.stream)
-    return {
-        window.operand
-        for loop in streams
-        for window, item in zip(loop.windows, loop.body.inputs, strict=True)
-        if loop.stream and any(ring.value == item.value.name for ring in loop.stream.rings)
-    }
 
 
 def static_type(value: Value) -> TensorType:

@@ -19,8 +19,9 @@ from mplan.codegen.c.tensors import Code, Function
 class Row:
     """Pixels ``column`` to ``column + count`` of a row of an op's result; all are C expressions.
 
-    ``images`` maps the name of each argument that is read by rows to a ``const image_t *``. ``target`` is where the
-    first pixel goes, as a pointer to elements; ``site`` has the constant operands and the arguments.
+    ``images`` maps the name of each argument that is read by rows to a ``const image_t *``. ``target``
+    is where the first pixel goes, as a pointer to elements; ``site`` has the constant operands and the
+    arguments.
     """
 
     site: Site

@@ -19,8 +19,8 @@ from mplan.codegen.c.text import CTYPES, identifier
 from mplan.diagnostics import UnsupportedError
 from mplan.ir.geometry import ONLY, SAME, Access, Spatial
 from mplan.ir.graph import Graph, Loop, Op, Ref
-from mplan.ir.rings import Capacity, capacities, lines_of, position_bytes
-from mplan.ir.storage import storages
+from mplan.ir.rings import Capacity, capacities, lines_of, position_bytes, row_inputs
+from mplan.ir.storage import Lowered, storages
 from mplan.ir.streaming import Line, Node, Read, Stage, dims_of, flow_of
 from mplan.ir.types import TensorType
 from mplan.ir.verify_stream import lies_by_rows
@@ -73,21 +73,24 @@ class ArrivingRows:
     row_elements: int
 
 
+def arriving_rows(graph: Graph, lowered: Lowered) -> dict[str, int]:
+    """The inputs of ``graph`` that lie in no memory, with the number of rows in which they arrive."""
+    return {name: count for name, count in row_inputs(graph).items() if name not in lowered.buffer_of}
+
+
 def pushed_input(graph: Graph, memory: Memory) -> ArrivingRows | None:
     """The input of ``graph`` that arrives by rows, if one does."""
+    found = arriving_rows(graph, memory.lowered)
     for index, item in enumerate(user_inputs(graph)):
-        name = item.value.name
-        users = [op for op in graph.ops if name in op.operands and op.loop]
-        if not memory.pushed(name) or not users or users[0].loop is None:
-            continue
-        loop = users[0].loop
-        windows = zip(loop.windows, loop.body.inputs, strict=True)
-        inner = next(i.value.name for window, i in windows if window.operand == name)
-        type_ = static_type(item.value)
-        count = flow_of(loop).sizes[inner][0]
-        elements = type_.nbytes // type_.dtype.itemsize // count
-        return ArrivingRows(index, CTYPES[type_.dtype], f"{memory.name}_rows", count, elements)
+        if item.value.name in found:
+            type_, count = static_type(item.value), found[item.value.name]
+            elements = type_.nbytes // type_.dtype.itemsize // count
+            return ArrivingRows(index, CTYPES[type_.dtype], _state(memory), count, elements)
     return None
+
+
+def _state(memory: Memory) -> str:
+    return f"{memory.name}_rows"
 
 
 @kernel("mplan.loop")
@@ -105,7 +108,7 @@ def stream(site: Site) -> Code:
 
 def _pushed_rows(memory: Memory, ctype: str) -> Function:
     """The state of an input that arrives by rows."""
-    return function(f"{memory.name}_rows", "pushed_rows", ctype=ctype)
+    return function(_state(memory), "pushed_rows", ctype=ctype)
 
 
 class _Stream:

@@ -11,11 +11,11 @@ from math import prod
 
 from mplan.codegen.c.memory import Memory, static_type, user_inputs
 from mplan.codegen.c.render import function
-from mplan.codegen.c.rows import ROWS, Row, image_type, pixel
+from mplan.codegen.c.rows import ROWS, Row, image_type, pixel, pixel_offset
 from mplan.codegen.c.stream_steps import Local, Pixels, accumulated, pointwise
 from mplan.codegen.c.table import Site, kernel
 from mplan.codegen.c.tensors import Code, Function, Tensor
-from mplan.codegen.c.text import CTYPES, identifier
+from mplan.codegen.c.text import CTYPES, call, identifier
 from mplan.diagnostics import UnsupportedError
 from mplan.ir.geometry import ONLY, SAME, Access, Spatial
 from mplan.ir.graph import Graph, Loop, Op, Ref
@@ -147,7 +147,7 @@ class _Stream:
         made = function(
             self.name,
             "stream",
-            (walker, image_type(), pixel(), *called),
+            (walker, image_type(), *called),
             stages=[self._stage_view(number, stage) for number, stage in stages],
             drivers=self.flow.drivers,
             spans=[self._spans(*lines) for lines in self.lines],
@@ -189,7 +189,7 @@ class _Stream:
         seen = (name, _bytes(tensor), height, width, step)
         if name in self.results or name not in self.rings:
             return Image(*seen, step_y=width, step_x=1)
-        if self._single(name):
+        if self._held_alone(name):
             return Image(*seen)
         row = across.width(name)
         (low, high), (left, right) = (line.part.get(name, (0, 0)) for line in (down, across))
@@ -206,6 +206,10 @@ class _Stream:
         return name in self.inner or (
             name in self.flow.maker and self.flow.stages[self.flow.maker[name]].reduces
         )
+
+    def _held_alone(self, name: str) -> bool:
+        """Whether a ring holds one pixel of the storage, always at the same place."""
+        return name not in self.results and name in self.rings and self._single(name)
 
     def _place(self, name: str) -> Tensor:
         """The whole of a storage, or its ring."""
@@ -233,19 +237,20 @@ class _Stream:
 
     def _case(self, stage: Stage) -> Code:
         """What a step of a stage does; several nodes work pixel by pixel."""
-        many = len(stage.nodes) > 1
-        column, count = ("walk.column + i", "1") if many else ("walk.column", "walk.count")
+        many = len(stage.nodes) > 1 and not self.pixelwise
+        column = "walk.column + i" if many else "walk.column"
+        count = "1" if many or self.pixelwise else "walk.count"
         code = Code()
         for number in stage.nodes:
             code += self._node(self.flow.nodes[number], stage, column, count)
         return code.block("for (int32_t i = 0; i < walk.count; ++i)") if many else code
 
     def _node(self, node: Node, stage: Stage, column: str, count: str) -> Code:
-        if not node.ops:
-            return self._load(node, column, count)
         if node.reduces:
             return self._sum(node, stage, column, count)
-        code = Code()
+        code = Code((), () if self._held_alone(node.out) else (pixel_offset(),))
+        if not node.ops:
+            return code + self._load(node, column, count)
         for op, rule in zip(node.ops, node.rules, strict=True):
             if op.kind in ROWS:
                 code += self._row(node, op, rule, column, count)
@@ -278,7 +283,8 @@ class _Stream:
         reads = {a.operand: self._pixels(a, column, length) for a in rule.accesses}
         type_, step = self.types[node.out], self._step_bytes(node.out)
         result = Pixels(self._target(node.out, column), type_, length, step)
-        return pointwise(op, rule, site, self.local, reads, result)
+        code = pointwise(op, rule, site, self.local, reads, result)
+        return Code(code.lines, (pixel(), *code.functions))
 
     def _pixels(self, access: Access, column: str, length: int) -> Pixels:
         """What an op reads of an operand at its own position."""
@@ -295,7 +301,7 @@ class _Stream:
         tensor, ctype = self._place(name), CTYPES[self.types[name].dtype]
         self.site.require(tensor.array.is_macro, f"that overwrites the weight %{name}")
         offset = str(tensor.offset_bytes)
-        if not (name not in self.results and name in self.rings and self._single(name)):
+        if not self._held_alone(name):
             offset += f" + pixel_offset(m + {self.index[name]}, walk.row, {column})"
         return f"{tensor.array.name}({ctype}, {offset})"
 
@@ -307,11 +313,11 @@ class _Stream:
         elements = each // type_.dtype.itemsize
         dense = lies_by_rows(type_, self.dims[name])
         self.site.require(dense, f"of %{name}, whose pixels do not follow each other")
-        size = f"(size_t)({count}) * {each}u"
+        size = f"{each}u" if count == "1" else f"(size_t)({count}) * {each}u"
         if not self._pushed(node):
             whole = self.memory.tensor(self.operands[name], self.site.position)
             source = f"{whole.pointer} + (walk.row * {width} + {column}) * {elements}"
-            return Code((f"memcpy({self._target(name, column)}, {source}, {size});",))
+            return Code(tuple(call("memcpy", [self._target(name, column), source, size])))
         state = _pushed_rows(self.memory, ctype)
         source = (
             f"{state.name}.data + ((walk.row - {state.name}.first) * {width} + {column}) * {elements}"
@@ -322,7 +328,7 @@ class _Stream:
                 "    --progress[walk.stage].done;",
                 "    return 1;",
                 "}",
-                f"memcpy({self._target(name, column)}, {source}, {size});",
+                *call("memcpy", [self._target(name, column), source, size]),
             ),
             (state,),
         )
@@ -335,7 +341,7 @@ class _Stream:
         row, col = ("walk.row", column)
         first = (high - 1 if self.up else low, right - 1 if self.back else left)
         last = (low if self.up else high - 1, left if self.back else right - 1)
-        whole = count == "walk.count" and not self.pixelwise
+        whole = count == "walk.count"
         begins, ends = f"{row} == {first[0]}", f"{row} == {last[0]}"
         if not whole:
             begins += f" && {col} == {first[1]}"
@@ -347,7 +353,7 @@ class _Stream:
         code = accumulated(
             self._site(node.ops[0]), source, _macro(sums, "int32_t"), result, count, "ends"
         )
-        return (Code((bits,)) + code).block()
+        return (Code((bits,), (pixel(),)) + code).block()
 
 
 def _bytes(tensor: Tensor) -> str:

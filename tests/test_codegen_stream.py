@@ -1,0 +1,190 @@
+"""C of streams: the bytes of the interpreter, in the same rings, with images that arrive by rows."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from mplan.codegen.c.emit import emit_c
+from mplan.diagnostics import UnsupportedError
+from mplan.ir.graph import Graph
+from mplan.ir.interp import run
+from mplan.ir.plan import Plan
+from mplan.ir.storage import Layout, Lowered
+from mplan.passes.base import Context
+from mplan.passes.registry import parse_pipeline
+from mplan.passes.stream.build import Choice
+from mplan.pipeline import run_passes
+from tests.c_support import (
+    FLASH,
+    LAYOUT,
+    SANITIZE,
+    SRAM,
+    STRICT,
+    compile_c,
+    first_fit,
+    host_compiler,
+    run_program,
+    write,
+)
+from tests.quantized_nets import QuantizedNet, mobile, plain, residual
+from tests.test_streams import CHOICES, streamed
+
+NETS: dict[str, tuple[Callable[[QuantizedNet], Graph], int, int, int]]
+NETS = {"mobile": (mobile, 21, 18, 3), "plain": (plain, 11, 13, 2), "residual": (residual, 9, 8, 4)}
+ARRIVING = Layout(SRAM, weights=FLASH)
+
+
+def files_of(graph: Graph, net: QuantizedNet, layout: Layout) -> dict[str, str]:
+    lowered, plan = first_fit(graph, layout)
+    return texts(graph, lowered, plan, net)
+
+
+def texts(graph: Graph, lowered: Lowered, plan: Plan, net: QuantizedNet) -> dict[str, str]:
+    files = emit_c(graph, lowered, plan, net.constants, name="net")
+    return {name: str(text) for name, text in files.items()}
+
+
+BODIES = [(n, c) for n in NETS for c in CHOICES if not (n == "mobile" and c.width)]  # a mean is whole
+
+
+@pytest.mark.parametrize(("name", "choice"), BODIES, ids=str)
+def test_a_stream_has_the_bytes_of_its_body(name: str, choice: Choice, tmp_path: Path) -> None:
+    make, *sizes = NETS[name]
+    net = QuantizedNet(*sizes)
+    graph, image = make(net), net.image()
+    wanted = run(graph, {**net.constants, "x": image})
+    found = streamed(graph, choice, False)
+    ours = run_program(tmp_path, files_of(found, net, LAYOUT), [image], wanted)
+    assert torch.equal(ours[0], wanted[0])
+
+
+PUSHING = """#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "net.h"
+
+/* Each row lies in memory of its own, which is gone when the next one comes; the first three rows are
+ * of an image that is given up. */
+int main(void) {{
+    const size_t size = MPLAN_NET_INPUT_0_BYTES / MPLAN_NET_INPUT_0_ROWS;
+    int8_t *image = malloc(MPLAN_NET_INPUT_0_BYTES);
+    if (fread(image, 1, MPLAN_NET_INPUT_0_BYTES, stdin) != MPLAN_NET_INPUT_0_BYTES) return 3;
+    if (net_input(0) || net_push_row(0) != 2) return 6;
+    for (int y = -3; y < MPLAN_NET_INPUT_0_ROWS; ++y) {{
+        int8_t *row = malloc(size);
+        memcpy(row, image + (size_t)(y < 0 ? y + 3 : y) * size, size);
+        const int status = net_push_row(row);
+        free(row);
+        if (y == -1) net_drop_rows();
+        if (status != (y == MPLAN_NET_INPUT_0_ROWS - 1 ? 0 : 3)) return 4;
+    }}
+    free(image);
+    return fwrite(net_output(0), 1, {size}, stdout) == {size} ? 0 : 5;
+}}
+"""
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("unit", ["row", "pixel"])
+def test_rows_arrive_one_by_one(name: str, unit: str, tmp_path: Path) -> None:
+    make, *sizes = NETS[name]
+    net = QuantizedNet(*sizes)
+    graph, image = make(net), net.image()
+    (wanted,) = run(graph, {**net.constants, "x": image})
+    files = files_of(streamed(graph, Choice("row" if unit == "row" else "pixel"), True), net, ARRIVING)
+    ours = run_program(tmp_path / "whole", files, [image], [wanted])
+    assert torch.equal(ours[0], wanted)
+    main = PUSHING.format(size=wanted.numel())
+    sources = write(tmp_path / "rows", {**files, "main.c": main})
+    program = tmp_path / "rows" / "program"
+    compile_c(host_compiler(), sources, *STRICT, "-O0", *SANITIZE, "-o", str(program), "-lm")
+    done = subprocess.run([str(program)], input=image.numpy().tobytes(), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert done.stdout == wanted.numpy().tobytes()
+
+
+PIPELINES = [
+    "stream{input=rows}",
+    "stream{rows=false}",
+    "stream{pixels=false}",
+    "stream{max_mac_factor=1.3}",
+]
+
+
+@pytest.mark.parametrize("name", ["mobile", "residual"])
+@pytest.mark.parametrize("stream", PIPELINES)
+def test_planned_streams(name: str, stream: str, tmp_path: Path) -> None:
+    """Whole networks: streams behind each other, whose results replace their operands."""
+    make, *sizes = NETS[name]
+    net = QuantizedNet(*sizes, seed=1)
+    graph, image = make(net), net.image()
+    wanted = run(graph, {**net.constants, "x": image})
+    ctx = Context(LAYOUT, constants=net.constants)
+    passes = parse_pipeline(f"{stream},inplace,schedule{{solver=none}},allocate{{solver=greedy}}")
+    found = run_passes(graph, passes, ctx)
+    assert any(op.loop for op in found.ops)
+    assert ctx.lowered is not None and ctx.plan is not None
+    files = texts(found, ctx.lowered, ctx.plan, net)
+    assert torch.equal(run_program(tmp_path, files, [image], wanted)[0], wanted[0])
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kernel=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(*[st.integers(0, 3)] * 4),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    channels=st.integers(1, 40),
+    depthwise=st.booleans(),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 33)),
+    choice=st.sampled_from(CHOICES),
+)
+def test_any_window(tmp_path_factory: pytest.TempPathFactory, **given: object) -> None:
+    check_window(tmp_path_factory.mktemp("window"), **given)  # type: ignore[arg-type]
+
+
+def check_window(
+    folder: Path,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    channels: int,
+    depthwise: bool,
+    size: tuple[int, int],
+    choice: Choice,
+) -> None:
+    """A window of any geometry between two convolutions, in a stream and layer by layer."""
+    net = QuantizedNet(*size, 3)
+    x = net.conv("x", channels, (3, 3), padding=(1, 1, 1, 1))
+    y = net.conv(x, channels, kernel, stride, padding, dilation, channels if depthwise else 1)
+    assume(min(net.shapes[y][1:3]) > 0)
+    z = net.conv(y, 3, (2, 2), padding=(1, 0, 0, 1))
+    graph, image = net.graph(z), net.image()
+    wanted = run(graph, {**net.constants, "x": image})
+    emit: Callable[[Graph], dict[str, str]] = lambda g: files_of(g, net, LAYOUT)  # noqa: E731
+    for number, found in enumerate((graph, streamed(graph, choice, False))):
+        ours = run_program(folder / str(number), emit(found), [image], wanted)
+        assert torch.equal(ours[0], wanted[0])
+
+
+def test_what_has_no_kernel_by_rows_is_refused() -> None:
+    net = QuantizedNet(8, 8, 2)
+    text = "graph @net(%x: f32[1,2,8,8], const %w: f32[3,2,3,3]) {\n  %y: f32[1,3,6,6] = "
+    text += "aten.convolution.default(input=%x, weight=%w, bias=none, stride=[1, 1], padding=[0, 0], "
+    text += "dilation=[1, 1], transposed=false, output_padding=[0, 0], groups=1)\n  return %y\n}"
+    from mplan.ir.parser import parse
+
+    graph = streamed(parse(text), Choice("row"), False)
+    net.constants = {"w": torch.zeros(3, 2, 3, 3)}
+    with pytest.raises(UnsupportedError) as caught:
+        files_of(graph, net, LAYOUT)
+    assert caught.value.code == "MP501"

@@ -153,21 +153,32 @@ def compile_(
     seed: Seed = 0,
     html: Html = None,
     dump: Dump = "",
+    build: Annotated[
+        bool, typer.Option(help="Build the image for the part, and say what RAM and flash it takes.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Compile a model to C for a microcontroller."""
     from mplan.compiler import compile_model
     from mplan.report import render as show
+    from mplan.runtime import footprint
 
     options = _options(target, budget, solver, limit, seed, dump)
     with _progress(f"compiling {model}"):
         compiled = compile_model(model, out=output, name=name, project=project, options=options)
     if html:
         _write_html(html, compiled.result.file)
+    image = None
+    if build and footprint.is_measurable(output):
+        with _progress(f"building {output}"):
+            image = footprint.measure(output)
     if as_json:
-        _emit({**compiled.report.to_json(), "folder": str(output), "files": list(compiled.files)})
+        files = {"folder": str(output), "files": list(compiled.files)}
+        _emit({**compiled.report.to_json(), **files, "image": image and image.to_json()})
     else:
         show(compiled.report, err)
+        if image:
+            footprint.render(image, err)
         err.print(f"wrote {len(compiled.files)} files to {output}")
 
 

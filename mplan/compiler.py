@@ -227,6 +227,7 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
     from mplan.codegen.project import emit_project
     from mplan.codegen.project.sources import Sources
     from mplan.ir.plan_json import print_plan
+    from mplan.targets.load import target_table
 
     planned, captured = result.planned, result.captured
     assert planned is not None and captured is not None
@@ -251,6 +252,7 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
     manifest = bundle.Manifest(
         name,
         planned.target.name,
+        target_table(planned.options.target),
         sources,
         (*files, bundle.MANIFEST),
         inputs,

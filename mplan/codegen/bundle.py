@@ -18,6 +18,8 @@ from mplan.diagnostics import UserError, Where
 from mplan.files import make_folder, read_text, write_atomic
 from mplan.ir.graph import Graph, Value
 from mplan.ir.types import TensorType
+from mplan.targets.load import target_of
+from mplan.targets.model import Target
 
 MANIFEST = "mplan.json"
 SCHEMA_VERSION = 2
@@ -43,10 +45,11 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The content of ``mplan.json``."""
+    """The content of ``mplan.json``; ``machine`` is the whole target file that the code is for."""
 
     name: str
     target: str
+    machine: Mapping[str, Any]
     sources: tuple[str, ...]
     files: tuple[str, ...]
     inputs: tuple[Port, ...]
@@ -142,6 +145,11 @@ def load_manifest(folder: Path) -> Manifest:
         )
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise UserError("MP425", f"{path} is not a manifest: {e}", Where(str(path)), hint) from None
+
+
+def target_of_bundle(manifest: Manifest) -> Target:
+    """The target that a folder is compiled for. Raises UserError if the manifest's is none."""
+    return target_of(manifest.target, manifest.machine)
 
 
 def _checked_names(fields: dict[str, Any]) -> Manifest:

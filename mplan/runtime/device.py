@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mplan import templates
-from mplan.codegen.bundle import GOLDEN, PLAN, Manifest, Port, load_manifest
+from mplan.codegen.bundle import GOLDEN, PLAN, Manifest, Port, load_manifest, target_of_bundle
 from mplan.codegen.c.text import CTYPES
 from mplan.diagnostics import CheckError, UserError, Where
 from mplan.ir.plan import Step
@@ -19,7 +19,6 @@ from mplan.runtime.emulator import Accessed, EmulatorName, Interval, RunResult, 
 from mplan.runtime.firmware import Firmware, build_firmware
 from mplan.runtime.stack import StackBound, stack_bound
 from mplan.runtime.toolchain import SUPPORT
-from mplan.targets.load import load_target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,11 +95,11 @@ def run_bundle(
     manifest = load_manifest(folder)
     golden_in, golden_out = _golden(folder, manifest) if inputs is None else ((), ())
     samples = [golden_in] if inputs is None else inputs
-    target = load_target(manifest.target)
+    target = target_of_bundle(manifest)
     data = b"".join(_bytes(sample, manifest.inputs) for sample in samples)
     with tempfile.TemporaryDirectory(prefix="mplan-run-") as temporary:
         tools = toolchain or ("zig" if emulator == "unicorn" else "gcc")
-        firmware = _build(folder, manifest, Path(temporary), tools)
+        firmware = build_bundle(folder, manifest, Path(temporary), tools)
         result = run_firmware(firmware, target, emulator=emulator, timeout_s=timeout_s, inputs=data)
         bound = stack_bound(firmware)
     if result.exit_code:
@@ -110,14 +109,17 @@ def run_bundle(
     return _device_run(manifest, _problem_steps(folder), result, bound, outputs, error)
 
 
-def _build(folder: Path, manifest: Manifest, work: Path, tools: Literal["zig", "gcc"]) -> Firmware:
+def build_bundle(
+    folder: Path, manifest: Manifest, work: Path, tools: Literal["zig", "gcc"]
+) -> Firmware:
+    """The image of a compiled network with a harness that talks to the host; files go to ``work``."""
     inputs = _in_order(manifest.inputs)
     view = {"name": manifest.name, "inputs": inputs, "outputs": manifest.outputs}
     harness = work / "harness.c"
     harness.write_text(templates.render(SUPPORT, "harness.c.j2", view), encoding="utf-8")
     sources = [harness, *(folder / s for s in manifest.sources)]
     includes = sorted({path.parent for path in sources[1:]})
-    target = load_target(manifest.target)
+    target = target_of_bundle(manifest)
     return build_firmware(sources, includes, target, work / "image", toolchain=tools)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from importlib import import_module
@@ -41,6 +42,16 @@ def load_target(name_or_path: str | Path) -> Target:
     """
     path = _locate(name_or_path, Path())
     return _Reader(path).target(_merged(path, ()))
+
+
+def target_table(name_or_path: str | Path) -> dict[str, Any]:
+    """The tables of a target file with all that it inherits. Raises UserError like ``load_target``."""
+    return _merged(_locate(name_or_path, Path()), ())
+
+
+def target_of(name: str, table: Table) -> Target:
+    """The target ``name`` of which ``target_table`` has returned ``table``."""
+    return _Reader(Path(f"{name}.toml")).target(deepcopy(dict(table)))
 
 
 def _locate(name_or_path: str | Path, base: Path) -> Path:

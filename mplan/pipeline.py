@@ -30,8 +30,8 @@ PIPELINES = {
     "cpu": "canonicalize,fuse_attention,inplace,profile_scratch,schedule,allocate",
     "gpu": "canonicalize,fuse_attention,inplace,schedule,allocate",
     "mcu": (
-        "canonicalize,fold_padding,fold_zero_points,fold_batch_norm,fuse_attention,drop_unused,inplace,"
-        "schedule,allocate"
+        "canonicalize,fold_padding,fold_zero_points,bound_sums,fold_batch_norm,fuse_attention,drop_unused,"
+        "inplace,schedule,allocate"
     ),
 }
 PRODUCER = f"mplan {__version__}"

@@ -26,7 +26,7 @@ from mplan.pipeline import run_passes
 from tests.c_support import LAYOUT, build, emitted, run_program
 
 MODELS = Path(__file__).parent / "data" / "mcunet"
-CLEANING = "canonicalize,fold_padding,fold_zero_points,inplace"
+CLEANING = "canonicalize,fold_padding,fold_zero_points,bound_sums,inplace"
 
 
 def cleaned(captured: Captured) -> tuple[Any, Any]:

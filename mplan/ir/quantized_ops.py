@@ -8,7 +8,9 @@ O]``, of a linear layer ``[O, I]``. Weights are symmetric (zero point 0). A real
 channel where weights are scaled per channel. Results are clamped to ``[clamp_min, clamp_max]``, which
 is how activations such as ReLU6 are fused. ``padding`` is (top, bottom, left, right); padding reads
 as ``padding_value`` in convolutions, which is the input's zero point unless given, and as nothing in
-pools.
+pools. A layer is ``bounded`` if, whatever its input, no sum with its bias reaches 2**30 in absolute
+value; its bias and factors are then given, one per output channel, shifts are in [-30, -1] and the
+input's zero point is 0.
 
 Views, concatenation and constant padding need no quantised op: they stay ATen's. Layer by layer, the
 arithmetic is TFLite's (Jacob et al. 2018): ``double`` rounding everywhere but in linear layers, which
@@ -219,6 +221,8 @@ _CLAMP = (
     Param("clamp_max", "int", required=False, default=127),
 )
 
+_BOUNDED = Param("bounded", "bool", required=False, default=False)
+
 
 def _params(text: str, *rest: Param) -> tuple[Param, ...]:
     """``input:t stride:i[]`` as parameters; an optional tensor may be left out."""
@@ -253,6 +257,7 @@ _CONV = _params(
     "input_zero_point:i output_zero_point:i",
     *_CLAMP,
     Param("padding_value", "int?", required=False),
+    _BOUNDED,
 )
 _POOL = _params("input:t kernel_size:i[] stride:i[] padding:i[]", *_CLAMP)
 _SUM = _params(
@@ -269,6 +274,7 @@ _LINEAR = (
         "input:t weight:t bias:t? multiplier:t shift:t input_zero_point:i output_zero_point:i", *_CLAMP
     ),
     Param("rounding", "str", required=False, default="double"),
+    _BOUNDED,
 )
 _MEAN = _params("input:t dim:i[] keepdim:b input_zero_point:i multiplier:i shift:i output_zero_point:i")
 _RESCALE = _params("input:t input_zero_point:i multiplier:i shift:i output_zero_point:i", *_CLAMP)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import reduce
 from typing import TYPE_CHECKING
 
+from mplan.diagnostics import UserError
 from mplan.ir.fixed_point import (
     exp_of_negative,
     high_mul,
@@ -22,6 +23,8 @@ from mplan.ir.fixed_point import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: What a ``bounded`` layer promises of its sums, in absolute value, and of its shifts.
+BOUNDED_SUM, BOUNDED_SHIFTS = 1 << 30, (-30, -1)
 #: Sums get this many fractional bits before their operands are scaled alike.
 ADD_LEFT_SHIFT = 20
 
@@ -40,6 +43,7 @@ def qconv2d(
     clamp_max: int = 127,
     bias: Tensor | None = None,
     padding_value: int | None = None,
+    bounded: bool = False,
 ) -> Tensor:
     """A convolution, in groups if the weights are shallower than the input."""
     import torch
@@ -52,9 +56,9 @@ def qconv2d(
     for g in range(groups):
         mine = taps(x[..., g * depth : (g + 1) * depth], weight, stride, dilation)
         parts.append(_total(tap @ w[g, :, row, column].T for row, column, tap in mine))
-    return requantized(
-        torch.cat(parts, -1), bias, multiplier, shift, output_zero_point, (clamp_min, clamp_max)
-    )
+    clamp = clamp_min, clamp_max
+    whole = torch.cat(parts, -1)
+    return requantized(whole, bias, multiplier, shift, output_zero_point, clamp, bounded=bounded)
 
 
 def qdepthwise_conv2d(
@@ -71,6 +75,7 @@ def qdepthwise_conv2d(
     clamp_max: int = 127,
     bias: Tensor | None = None,
     padding_value: int | None = None,
+    bounded: bool = False,
 ) -> Tensor:
     """A convolution of each channel by itself; a channel may yield several."""
     import torch
@@ -81,7 +86,8 @@ def qdepthwise_conv2d(
     if times > 1:
         x = x.repeat_interleave(times, -1)
     sums = _total(tap * w[0, row, column] for row, column, tap in taps(x, weight, stride, dilation))
-    return requantized(sums, bias, multiplier, shift, output_zero_point, (clamp_min, clamp_max))
+    clamp = clamp_min, clamp_max
+    return requantized(sums, bias, multiplier, shift, output_zero_point, clamp, bounded=bounded)
 
 
 def _total(terms: Iterator[Tensor]) -> Tensor:
@@ -126,13 +132,16 @@ def qlinear(
     clamp_max: int = 127,
     rounding: str = "double",
     bias: Tensor | None = None,
+    bounded: bool = False,
 ) -> Tensor:
     """A fully connected layer over the last dimension."""
     import torch
 
     sums = (input.to(torch.int32) - input_zero_point) @ weight.to(torch.int32).T
     clamp = clamp_min, clamp_max
-    return requantized(sums, bias, multiplier, shift, output_zero_point, clamp, rounding)
+    return requantized(
+        sums, bias, multiplier, shift, output_zero_point, clamp, rounding, bounded=bounded
+    )
 
 
 def qmatmul(
@@ -161,13 +170,27 @@ def requantized(
     zero_point: int,
     clamp: tuple[int, int],
     rounding: str = "double",
+    *,
+    bounded: bool = False,
 ) -> Tensor:
-    """The bytes of 32-bit sums: scaled, moved to the zero point, clamped."""
+    """The bytes of 32-bit sums: scaled, moved to the zero point, clamped.
+
+    UserError MP107 if a ``bounded`` layer breaks its promise.
+    """
     import torch
 
     acc = sums if bias is None else sums + bias
+    if bounded:
+        _check_bounds(acc, torch.as_tensor(shift))
     scaled = rescale(acc, multiplier, shift, rounding)
     return (scaled + zero_point).clamp(*clamp).to(torch.int8)
+
+
+def _check_bounds(acc: Tensor, shift: Tensor) -> None:
+    low, high = BOUNDED_SHIFTS
+    small = bool((acc.long().abs() < BOUNDED_SUM).all())
+    if not small or not bool(((shift >= low) & (shift <= high)).all()):
+        raise UserError("MP107", "a layer that is called bounded has larger sums or other shifts")
 
 
 def qadd(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mplan.ir.graph import Carry, Graph, Input, Loop, Op, Value, substitute
+from mplan.ir.graph import Arg, Carry, Graph, Input, Loop, Op, Ref, Value, substitute
+from mplan.ir.ops import lookup
 from mplan.ir.storage import Storages
+from mplan.passes.base import Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +81,42 @@ def new_constant(base: str, tensor: Any, taken: Collection[str]) -> Input:
     type_ = type_of(tensor)
     assert type_ is not None
     return Input(Value(name, type_), "const")
+
+
+@dataclass(slots=True)
+class NewConstants:
+    """The constants of a graph while a pass replaces some of them."""
+
+    graph: Graph
+    values: dict[str, Any]
+    _added: list[Input] = field(default_factory=list)
+    _old: set[str] = field(default_factory=set)
+
+    def of(self, arg: Arg) -> Any:
+        """The tensor that ``arg`` refers to, None if it is not constant."""
+        return self.values.get(arg.name) if isinstance(arg, Ref) else None
+
+    def changed(self, op: Op, base: str, tensors: Mapping[str, Any], args: Mapping[str, Arg]) -> Op:
+        """``op`` with new constants ``base``_KEY for the arguments ``tensors`` and with ``args``."""
+        given = {**dict(op.args), **args}
+        for key, tensor in tensors.items():
+            old = given.get(key)
+            if isinstance(old, Ref):
+                self._old.add(old.name)
+            taken = {v.name for v in self.graph.values} | set(self.values)
+            made = new_constant(f"{base}_{key}", tensor, taken)
+            self.values[made.value.name] = tensor
+            self._added.append(made)
+            given[key] = Ref(made.value.name)
+        order = (param.name for param in lookup(op.kind).params)
+        return replace(op, args=tuple((name, given[name]) for name in order if name in given))
+
+    def finish(self, ops: tuple[Op, ...], ctx: Context) -> Graph:
+        """The graph with ``ops`` and without the constants that nothing uses any more."""
+        if ops == self.graph.ops:
+            return self.graph
+        result = replace(self.graph, inputs=(*self.graph.inputs, *self._added), ops=ops)
+        result = without_unused_constants(result, self._old)
+        names = {i.value.name for i in result.inputs}
+        ctx.constants = {n: t for n, t in self.values.items() if n in names}
+        return result

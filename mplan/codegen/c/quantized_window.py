@@ -7,6 +7,9 @@ Algorithm"), so that rings, padding, strides and dilation are no cases of its ow
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from mplan.codegen.c.render import function
 from mplan.codegen.c.rows import Row, image_type, row_kernel
 from mplan.codegen.c.structs import invoke_with
@@ -15,6 +18,8 @@ from mplan.codegen.c.tensors import Code, Function, Tensor, argument
 
 #: Output channels that a kernel computes at a time: they share loads, addresses and loops.
 _LANES = 4
+#: Bytes of a window that are copied into one run on the stack rather than multiplied pixel by pixel.
+_GATHERED = 64
 
 
 def rescale() -> Function:
@@ -52,9 +57,87 @@ def convolution(row: Row) -> Code:
         "x_zero": zero,
         **result_range(site, site.integer("output_zero_point")),
     }
+    form = _depthwise(w.shape[1] * w.shape[2]) if depthwise else _deep(site, w.shape)
     blocked = share == 1 and out_channels >= _LANES if depthwise else share >= _LANES
-    made = _by_window(site, w.shape[1:3], _LANES if blocked else 1, rescale(), store())
+    made = _blocked(site, form) if blocked else _single(site, form)
     return Code((), (outside,)) + _invoke(row, made, fields)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A kernel before it is known how many channels it computes at a time and how it rounds.
+
+    ``options`` are its template's; ``products`` sums four channels of plain products.
+    """
+
+    name: str
+    template: str
+    options: Mapping[str, object]
+    products: Function
+
+
+def _depthwise(taps: int) -> _Form:
+    products = function(f"taps_4_{taps}", "taps_4", (instructions(),), taps=taps)
+    return _Form(f"qdepthwise_conv2d_{taps}", "qdepthwise_conv2d", {"taps": taps}, products)
+
+
+def _deep(site: Site, shape: tuple[int, ...]) -> _Form:
+    """Pixels inside the image need no taps; windows over few channels are gathered into one run."""
+    _, kernel_h, kernel_w, depth = shape
+    taps = kernel_h * kernel_w
+    direct = taps == 1 and not any(site.integers("padding"))
+    whole = site.tensor("input").shape[3] == depth
+    gathered = taps * depth if taps > 1 and whole and taps * depth <= _GATHERED else 0
+    options = {"taps": taps, "direct": direct, "gathered": gathered}
+    name = "qpointwise" if direct else f"qconv2d_{taps}_{gathered}" if gathered else f"qconv2d_{taps}"
+    return _Form(name, "qconv2d", options, products())
+
+
+def _single(site: Site, form: _Form) -> Function:
+    """The kernel that computes one channel at a time."""
+    needs = (*_taps_functions(), rescale(), store())
+    options = {**form.options, "lanes": range(1)}
+    return function(f"{form.name}_1", form.template, needs, **options)
+
+
+def _blocked(site: Site, form: _Form) -> Function:
+    """The kernel that computes four channels at a time: as its sums are bounded, or by plain C."""
+    centered = site.integer("input_zero_point") != 0
+    sums = function("products_4_centered") if centered else form.products
+    finish = results(site)
+    ending = finish.name.removeprefix("results_4")
+    name = f"{form.name}_centered" if centered else f"{form.name}{ending}"
+    needs = (*_taps_functions(), function("biases_4", needs=(_conv_t(),)), sums, finish)
+    options = {**form.options, "lanes": range(_LANES), "centered": centered}
+    names = {"products": sums.name, "results": finish.name}
+    return function(name, form.template, needs, **options, **names)
+
+
+def instructions() -> Function:
+    """The macros that say which instructions there are."""
+    return function("dsp")
+
+
+def products() -> Function:
+    """The C function that multiplies numbers with four rows of weights."""
+    return function("products_4", needs=(instructions(),))
+
+
+def results(site: Site) -> Function:
+    """The C function that makes results of four sums: for bounded layers one of two fast ones."""
+    if not site.arg("bounded"):
+        return function("results_4", needs=(_conv_t(), rescale(), store()))
+    full = (site.integer("clamp_min"), site.integer("clamp_max")) == (-128, 127)
+    needs = (instructions(), _conv_t(), function("high_mul"), store())
+    name = "results_4_full" if full else "results_4_clamped"
+    return function(name, "results_4_bounded", needs, full=full)
+
+
+def _taps_functions() -> tuple[Function, ...]:
+    image = image_type()
+    walk = function("first_pixel", needs=(image,)), function("next_pixel", needs=(image,))
+    window = (function("end_tap"), function("first_tap"), function("window_t"))
+    return (_conv_t(), *walk, function("window_taps", needs=(*window, *walk)))
 
 
 @row_kernel("mplan.qavg_pool2d", "mplan.qmax_pool2d")
@@ -71,20 +154,13 @@ def pool(row: Row) -> Code:
         "out_c": channels,
         **result_range(site, 0),
     }
-    made = _by_window(site, size, 1, store())
+    kind, taps = site.op.kind.removeprefix("mplan."), size[0] * size[1]
+    made = function(f"{kind}_{taps}", kind, (*_taps_functions(), store()), taps=taps)
     return Code((), (outside,)) + _invoke(row, made, fields)
 
 
 def _conv_t() -> Function:
     return function("q8_conv_t", needs=(function("window_t"),))
-
-
-def _by_window(site: Site, size: tuple[int, ...], lanes: int, *needs: Function) -> Function:
-    """The kernel of ``site`` for windows of ``size`` that computes ``lanes`` channels at a time."""
-    kind, taps = site.op.kind.removeprefix("mplan."), size[0] * size[1]
-    head = (function("end_tap"), function("first_tap"), image_type(), function("window_t"))
-    needs = (_conv_t(), function("window_taps", needs=head), *needs)
-    return function(f"{kind}_{taps}_{lanes}", kind, needs, taps=taps, lanes=range(lanes))
 
 
 def _invoke(row: Row, made: Function, fields: dict[str, int | str]) -> Code:

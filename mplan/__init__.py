@@ -4,6 +4,7 @@
 
     result = mplan.plan(model, (example_input,), target="stm32f746")   # a proof-carrying plan
     mplan.compile(model, (example_input,), target="stm32f746", out="build")
+    program = mplan.quantize(model, calibration_batches)               # int8, for mplan.compile
     torch.compile(model, backend="mplan", options={"budget": "2GiB"})
 
 The planner alone, without torch:
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mplan.version import __version__
 
 if TYPE_CHECKING:
+    from mplan.capture.pt2e import quantize
     from mplan.compiler import Compiled, Result, plan
     from mplan.compiler import compile_model as compile
     from mplan.diagnostics import MplanError
@@ -60,6 +62,7 @@ __all__ = [
     "load_problem",
     "load_target",
     "plan",
+    "quantize",
     "save",
     "schedule",
     "solve",
@@ -85,6 +88,7 @@ _HOMES = {
     "load_problem": "mplan.ir.problem_file",
     "load_target": "mplan.targets.load",
     "plan": "mplan.compiler",
+    "quantize": "mplan.capture.pt2e",
     "save": "mplan.ir.plan_json:save_plan",
     "schedule": "mplan.passes.schedule",
     "solve": "mplan.passes.planner",

@@ -44,6 +44,15 @@ Solver = Annotated[str, typer.Option(help="auto, greedy, exact or none (captured
 Limit = Annotated[float, typer.Option(help="Seconds for the solvers.")]
 Seed = Annotated[int, typer.Option(help="Seed of the solvers.")]
 Dump = Annotated[str, typer.Option(help="Folder that receives the graph after every pass.")]
+Quantize = Annotated[str, typer.Option(help="Quantise the model first: int8.")]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(help="Calibration data (.npz); default: get_calibration() of the model file."),
+]
+Io = Annotated[
+    str,
+    typer.Option("--io", help="What the caller of a quantised network passes: float, int8, int8-nhwc."),
+]
 Html = Annotated[Path | None, typer.Option(help="Also write the picture of the plan to this file.")]
 
 
@@ -111,6 +120,9 @@ def plan(
     solver: Solver = "auto",
     limit: Limit = 10.0,
     seed: Seed = 0,
+    quantize: Quantize = "",
+    calibrate: Calibrate = None,
+    io: Io = "",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan (.json, .csv).")] = None,
     html: Html = None,
     dump: Dump = "",
@@ -120,7 +132,8 @@ def plan(
     from mplan import compiler
     from mplan.report import render as show
 
-    options = _options(target, budget, solver, limit, seed, dump, minimise)
+    int8 = _int8(quantize, calibrate, io)
+    options = _options(target, budget, solver, limit, seed, dump, minimise, **int8)
     with _progress(f"planning {model}"):
         result = compiler.plan(model, options=options)
     smallest = compiler.smallest(result.file) if minimise else None
@@ -151,6 +164,9 @@ def compile_(
     solver: Solver = "auto",
     limit: Limit = 10.0,
     seed: Seed = 0,
+    quantize: Quantize = "",
+    calibrate: Calibrate = None,
+    io: Io = "",
     html: Html = None,
     dump: Dump = "",
     build: Annotated[
@@ -163,7 +179,7 @@ def compile_(
     from mplan.report import render as show
     from mplan.runtime import footprint
 
-    options = _options(target, budget, solver, limit, seed, dump)
+    options = _options(target, budget, solver, limit, seed, dump, **_int8(quantize, calibrate, io))
     with _progress(f"compiling {model}"):
         compiled = compile_model(model, out=output, name=name, project=project, options=options)
     if html:
@@ -414,11 +430,17 @@ def _options(
     seed: int,
     dump: str,
     minimise: bool = False,
+    **more: Any,
 ) -> Options:
     from mplan.options import Options
 
     given = {"target": target, "budget": budget, "minimise": minimise, "solver": solver}
-    return Options.parse({**given, "limit": limit, "seed": seed, "dump": dump or None})
+    return Options.parse({**given, "limit": limit, "seed": seed, "dump": dump or None, **more})
+
+
+def _int8(quantize: str, calibrate: Path | None, io: str) -> dict[str, Any]:
+    """The options of quantised networks, those that are given."""
+    return {"quantize": quantize or None, "calibrate": str(calibrate or "") or None, "io": io or None}
 
 
 def _write_plan(path: Path, file: PlanFile) -> None:

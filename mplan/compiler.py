@@ -24,7 +24,10 @@ from mplan.pipeline import PRODUCER, Instrument, Planned, plan_graph
 from mplan.report import Report
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from mplan.capture import Captured
+    from mplan.targets.model import Target
 
 #: The ending of files that hold a graph in text form.
 GRAPH_SUFFIX = ".mpir"
@@ -70,7 +73,8 @@ def plan(
     capture_s = time.monotonic() - started
     planned = plan_graph(captured.graph, captured.constants, options, instruments=instruments)
     name = str(model) if isinstance(model, (str, Path)) else captured.graph.name
-    return replace(_finish(planned, captured.graph, name, capture_s), captured=captured)
+    finished = _finish(planned, captured.graph, name, capture_s, captured.notes)
+    return replace(finished, captured=captured)
 
 
 def plan_problem(problem: Problem, options: Options, name: str = "") -> Result:
@@ -131,23 +135,84 @@ def smallest(file: PlanFile) -> Smallest:
 def capture_for(
     model: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: Options
 ) -> Captured:
-    """``model`` as a graph; microcontrollers get core-ATen decompositions."""
+    """``model`` as a graph; microcontrollers get core-ATen decompositions, quantised ones integers."""
+    import torch
+
     from mplan import capture
     from mplan.targets.load import load_target
 
-    decompose = load_target(options.target).family == "mcu"
-    if isinstance(model, (str, Path)):
-        model, args, kwargs = capture.load_model(str(model))
-    if isinstance(model, capture.Captured):
-        return model
-    if not hasattr(model, "named_parameters"):
-        return capture.capture_exported(model, decompose=decompose)
-    if args is None:
-        raise UserError("MP428", "example inputs are missing", help="pass args=(tensor, …)")
-    return capture.capture(model, tuple(args), dict(kwargs or {}), decompose=decompose)
+    target = load_target(options.target)
+    spec = str(model) if isinstance(model, (str, Path)) else ""
+    if spec:
+        model, args, kwargs = capture.load_model(spec)
+    name, notes = "model", list[str]()
+    if isinstance(model, torch.nn.Module):
+        name = type(model).__name__
+        if args is None:
+            raise UserError("MP428", "example inputs are missing", help="pass args=(tensor, …)")
+    if options.quantize:
+        model = quantized_for(model, args, kwargs, options, spec, notes)
+    if isinstance(model, torch.export.ExportedProgram):
+        captured = capture.capture_exported(model, target.family == "mcu", name=name)
+    elif isinstance(model, capture.Captured):
+        captured = model
+    else:
+        decompose = target.family == "mcu"
+        captured = capture.capture(model, tuple(args or ()), dict(kwargs or {}), decompose=decompose)
+    captured = replace(captured, notes=(*notes, *captured.notes))
+    return _in_integers(captured, target, options) if target.family == "mcu" else captured
 
 
-def _finish(planned: Planned, captured: Graph, name: str, capture_s: float) -> Result:
+def quantized_for(
+    model: Any,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    options: Options,
+    spec: str,
+    notes: list[str],
+) -> ExportedProgram:
+    """``model`` quantised with the data that ``options`` name, else its own.
+
+    ``spec`` is the path that the model was loaded from, empty for others.
+    """
+    from mplan.capture import Captured, load_calibration, quantize
+    from mplan.capture.calibration import read_calibration
+
+    if isinstance(model, Captured):
+        raise UserError("MP315", "the model is captured already; it cannot be quantised again")
+    if args is None and not kwargs:
+        args, kwargs = model.example_inputs or ((), {})
+    example = tuple(args or ()), dict(kwargs or {})
+    if options.calibrate:
+        batches: Any = [read_calibration(options.calibrate, example)]
+    elif spec and (own := load_calibration(spec)) is not None:
+        batches = own
+    else:
+        batches = [example]
+        notes.append("calibrated with the example inputs alone: pass data, or define get_calibration()")
+    return quantize(model, batches, *example)
+
+
+def _in_integers(captured: Captured, target: Target, options: Options) -> Captured:
+    """A quantised graph in integers, with the boundary that ``options`` ask for."""
+    from mplan.capture.boundary import with_channels_last, with_integer_io
+    from mplan.passes.base import Context
+    from mplan.passes.lower_quantized import LowerQuantized
+    from mplan.pipeline import layout_of
+
+    ctx = Context(layout_of(target), constants=captured.constants)
+    graph = LowerQuantized().run(captured.graph, ctx)
+    notes = (*captured.notes, *ctx.notes)
+    captured = replace(captured, graph=graph, constants=ctx.constants, notes=notes)
+    io = options.io or ("int8" if options.quantize else "float")
+    if io != "float":
+        captured = with_integer_io(captured)
+    return with_channels_last(captured) if io == "int8-nhwc" else captured
+
+
+def _finish(
+    planned: Planned, captured: Graph, name: str, capture_s: float, notes: tuple[str, ...] = ()
+) -> Result:
     file = planned.file(name)
     macs, before = graph_macs(planned.graph), graph_macs(captured)
     report = Report.of(
@@ -157,7 +222,7 @@ def _finish(planned: Planned, captured: Graph, name: str, capture_s: float) -> R
         mac_factor=macs / before if before else 1.0,
         seconds={"capture": capture_s, "plan": planned.seconds, "codegen": 0.0},
         flash_bytes=_weights_bytes(planned),
-        warnings=planned.notes,
+        warnings=(*notes, *planned.notes),
     )
     return Result(file, report, planned)
 

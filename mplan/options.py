@@ -11,7 +11,11 @@ from typing import Any
 
 from mplan.diagnostics import UserError
 
-SOLVERS = ("auto", "greedy", "exact", "none")
+CHOICES = {
+    "solver": ("auto", "greedy", "exact", "none"),
+    "quantize": ("int8",),
+    "io": ("float", "int8", "int8-nhwc"),
+}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -23,7 +27,10 @@ class Options:
     ``target`` names a target or a TOML file; ``budget`` limits the arena (bytes; None: what the
     target has); ``minimise`` asks for the smallest one instead. ``limit`` is the solvers' time in
     seconds. ``pipeline`` replaces the target's pipeline (text form). ``dump`` is a folder that
-    receives every graph and plan.
+    receives every graph and plan. ``quantize`` (``int8``) quantises a PyTorch model first, with the
+    data of the file ``calibrate`` or the model's own. ``io`` says what the caller of a quantised model
+    passes on a microcontroller: ``float``, ``int8`` or ``int8-nhwc`` (images with channels last); by
+    default what the model has, or ``int8`` with ``quantize``.
     """
 
     target: str = "cpu"
@@ -34,6 +41,9 @@ class Options:
     seed: int = 0
     pipeline: str = ""
     dump: str = ""
+    quantize: str = ""
+    calibrate: str = ""
+    io: str = ""
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Options:
@@ -82,8 +92,9 @@ def _convert(key: str, value: Any) -> Any:
     except (TypeError, ValueError):
         kind = "True or False" if key == "minimise" else "a valid number"
         raise UserError("MP423", f"option {key}={value!r} is not {kind}") from None
-    if key == "solver" and value not in SOLVERS:
-        raise UserError("MP423", f"unknown solver {value!r}", help=f"solvers: {', '.join(SOLVERS)}")
+    choices = CHOICES.get(key)
+    if choices and value not in choices:
+        raise UserError("MP423", f"unknown {key} {value!r}", help=f"choose from {', '.join(choices)}")
     if not isinstance(value, (str, Path)):
         raise UserError("MP423", f"option {key}={value!r} is not a text")
     return str(value)

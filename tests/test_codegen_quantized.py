@@ -15,8 +15,8 @@ from tflite_models import Builder, agreement, read
 
 from mplan.capture import Captured
 from mplan.capture.tflite import read_tflite
-from mplan.capture.tflite.quantization import softmax_factors
 from mplan.codegen.c.kernels import supported
+from mplan.ir.affine import softmax_factors
 from mplan.ir.interp import run
 from mplan.ir.ops import own_kinds
 from mplan.ir.parser import parse

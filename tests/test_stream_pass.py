@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from mplan.capture import capture
-from mplan.capture.tflite import read_tflite, with_integer_io
+from mplan.capture.boundary import with_integer_io
+from mplan.capture.tflite import read_tflite
 from mplan.diagnostics import CheckError, InfeasibleError, UserError
 from mplan.ir.graph import Graph, Value
 from mplan.ir.interp import run, run_in_arena

@@ -13,7 +13,8 @@ from tflite_models import Builder, agreement, interpreted, read, reference
 
 from mplan import compiler
 from mplan.capture import Captured, capture_loaded, load_model
-from mplan.capture.tflite import read_tflite, with_integer_io
+from mplan.capture.boundary import with_integer_io
+from mplan.capture.tflite import read_tflite
 from mplan.capture.tflite.model import parse_model
 from mplan.diagnostics import MplanError, UnsupportedError, UserError
 from mplan.ir.interp import run, run_in_arena

@@ -3,7 +3,8 @@
 from mplan.capture.captured import Captured
 from mplan.capture.dynamo import capture_fx
 from mplan.capture.export import capture, capture_exported, capture_loaded
-from mplan.capture.load import load_model
+from mplan.capture.load import load_calibration, load_model
+from mplan.capture.pt2e import quantize
 from mplan.capture.training import capture_training
 
 __all__ = [
@@ -13,5 +14,7 @@ __all__ = [
     "capture_fx",
     "capture_loaded",
     "capture_training",
+    "load_calibration",
     "load_model",
+    "quantize",
 ]

@@ -20,7 +20,8 @@ class Captured:
     i-th of them is. The first ``num_user_outputs`` outputs of the graph are the leaves of
     ``out_spec``; ``mutations`` maps the index of each further output to the graph input (by name)
     whose bytes the model has overwritten with it, for the runtime to copy back. ``gradients`` maps an
-    output index to the name of the input that it is the gradient for (training graphs).
+    output index to the name of the input that it is the gradient for (training graphs). ``notes`` are
+    for the user: they become warnings of a report.
     """
 
     graph: Graph
@@ -32,6 +33,7 @@ class Captured:
     num_user_outputs: int = 0
     mutations: Mapping[int, str] = field(default_factory=dict)
     gradients: Mapping[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
         """The graph's user inputs, in its order, out of a call's arguments.

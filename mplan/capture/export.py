@@ -92,10 +92,10 @@ def explain(
             module(*args, **kwargs)
     except Exception as e:
         where = where_of_exception(e)
-        return UserError("MP303", f"the model raises {type(e).__name__}: {_first_line(e)}", where)
+        return UserError("MP303", f"the model raises {type(e).__name__}: {first_line(e)}", where)
     if "Constraints violated" in str(error):
         return _constraint_error(error)
-    message = f"torch.export cannot trace the model: {type(error).__name__}: {_first_line(error)}"
+    message = f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}"
     hint = "branches and sizes must not depend on the values of tensors"
     return UnsupportedError("MP301", message, where_of_exception(error), help=hint)
 
@@ -111,7 +111,8 @@ def _constraint_error(error: Exception) -> UserError:
     return UserError("MP312", message, help=hint, notes=notes)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's text that is not empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
@@ -124,14 +125,24 @@ def capture_exported(
     with torch.no_grad(), warnings.catch_warnings():
         # torch copies its own deprecated tree specs
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        table = (
-            torch.export.default_decompositions()
-            if decompose
-            else composite_table(bool(program.range_constraints))
-        )
+        table = core_table(program) if decompose else composite_table(bool(program.range_constraints))
         lowered = program.run_decompositions(table)
     reader = GraphReader(name, SymbolReader(known_ranges(lowered)), _sources(lowered))
     return _finish(reader, reader.read(lowered.graph_module), lowered)
+
+
+def core_table(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
+    """Decompositions to core ATen; linear layers of a quantised program stay whole.
+
+    They would fall into products and sums between which nothing is quantised.
+    """
+    import torch
+
+    table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions())
+    nodes = program.graph_module.graph.nodes
+    if any(getattr(node.target, "namespace", "") == "quantized_decomposed" for node in nodes):
+        table.pop(torch.ops.aten.linear.default, None)
+    return table
 
 
 def composite_table(symbolic: bool) -> dict[Any, Callable[..., Any]]:

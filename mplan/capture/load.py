@@ -11,9 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from mplan.capture.boundary import with_integer_io
 from mplan.capture.captured import Captured
 from mplan.capture.source import where_of_exception
-from mplan.capture.tflite import read_tflite, with_integer_io
+from mplan.capture.tflite import read_tflite
 from mplan.diagnostics import UserError, Where
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 #: arguments.
 MODEL_NAMES = ("get_model", "model")
 INPUT_NAMES = ("get_inputs", "example_inputs")
+#: The name of a function that yields calibration batches, each in the form of the inputs.
+CALIBRATION_NAME = "get_calibration"
 
 
 def load_model(
@@ -84,6 +87,8 @@ def _load_exported(path: Path) -> tuple[ExportedProgram, tuple[Any, ...], dict[s
     if not zipfile.is_zipfile(path):
         hint = "write the file with torch.export.save"
         raise UserError("MP310", f"{path} is no exported program", Where(str(path)), hint)
+    import torch.ao.quantization.fx._decomposed  # quantised programs use its operators
+
     try:
         program = torch.export.load(path)
     except Exception as e:
@@ -96,7 +101,7 @@ def _load_exported(path: Path) -> tuple[ExportedProgram, tuple[Any, ...], dict[s
 
 def _import(path: Path) -> ModuleType:
     """Run the file as a module; its folder is importable meanwhile."""
-    spec = importlib.util.spec_from_file_location(f"_mplan_model_{path.stem}", path.resolve())
+    spec = importlib.util.spec_from_file_location(_module_name(path), path.resolve())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -117,6 +122,19 @@ def _raised(path: Path, error: BaseException) -> UserError:
     text = str(error).strip().partition("\n")[0]
     message = f"{path} raises {type(error).__name__}" + (f": {text}" if text else "")
     return UserError("MP307", message, where_of_exception(error) or Where(str(path)))
+
+
+def load_calibration(spec: str) -> Any:
+    """What ``get_calibration()`` of a model file yields, once ``load_model`` has loaded it, or None."""
+    path, _ = _split(spec)
+    module = sys.modules.get(_module_name(path))
+    if path.suffix != ".py" or module is None or not hasattr(module, CALIBRATION_NAME):
+        return None
+    return _call(path, getattr(module, CALIBRATION_NAME))
+
+
+def _module_name(path: Path) -> str:
+    return f"_mplan_model_{path.stem}"
 
 
 def _find(module: ModuleType, path: Path, names: tuple[str, ...], what: str) -> Any:

@@ -77,4 +77,17 @@ CODES: dict[str, Code] = {
         "The file is not a TFLite model, or it is cut off or damaged: its identifier `TFL3`, tables or "
         "buffers are not in their places. Write it again with the converter.",
     ),
+    "MP314": Code(
+        "a quantisation that mplan cannot lower",
+        "For a microcontroller mplan turns quantize and dequantize ops into integer arithmetic of 8 "
+        "bits: activations int8 or uint8 with one fixed scale per tensor, weights int8 with one scale "
+        "or one per channel. Other widths, activations with a scale per channel and scales that are "
+        "computed at run time (dynamic quantisation) are refused; the notes name every place.",
+    ),
+    "MP315": Code(
+        "the model cannot be calibrated",
+        "Quantisation runs the model on calibration data, at least one batch, and takes the ranges of "
+        "all activations from it. Each batch must fit the model like its example inputs; in an .npz "
+        "file each array has one row per sample and belongs to an argument, by name or by order.",
+    ),
 }

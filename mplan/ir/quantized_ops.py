@@ -21,9 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
+from types import ModuleType
 from typing import Any
 
 from mplan.diagnostics import UserError
+from mplan.ir import quantized_norm
 from mplan.ir import quantized_reference as reference
 from mplan.ir.fixed_point import ROUNDINGS
 from mplan.ir.graph import Op, Ref
@@ -174,6 +176,16 @@ def _infer_softmax(args: _Args) -> tuple[Type | None, ...]:
     return _int8(*sizes)
 
 
+def _infer_layer_norm(args: _Args) -> tuple[Type | None, ...]:
+    sizes = _sizes(args, "input")
+    fits = bool(sizes) and 0 < sizes[-1] <= quantized_norm.LENGTH_LIMIT
+    _require(fits, f"the last of {list(sizes)} must be from 1 to {quantized_norm.LENGTH_LIMIT:,}")
+    within = 0 < args["epsilon"] <= quantized_norm.EPSILON_LIMIT
+    _require(within, f"epsilon must be from 1 to {quantized_norm.EPSILON_LIMIT:,}")
+    _channel_factors(args, sizes[-1])
+    return _int8(*sizes)
+
+
 def _infer_table(args: _Args) -> tuple[Type | None, ...]:
     _require(_sizes(args, "table") == (256,), "table must have 256 entries")
     return _infer_same(args)
@@ -238,8 +250,9 @@ def _row(
     macs: Callable[[Op, Mapping[str, Type]], int] = _zero,
     *,
     pointwise: bool = False,
+    module: ModuleType = reference,
 ) -> OpDef:
-    function: Callable[..., Any] = getattr(reference, name)
+    function: Callable[..., Any] = getattr(module, name)
     return OpDef(
         f"mplan.{name}",
         params,
@@ -278,6 +291,7 @@ _LINEAR = (
 )
 _MEAN = _params("input:t dim:i[] keepdim:b input_zero_point:i multiplier:i shift:i output_zero_point:i")
 _RESCALE = _params("input:t input_zero_point:i multiplier:i shift:i output_zero_point:i", *_CLAMP)
+_NORM = _params("input:t bias:t? multiplier:t shift:t epsilon:i output_zero_point:i", *_CLAMP)
 _FLOAT = _params("input:t scale:f zero_point:i")
 
 ROWS: dict[str, OpDef] = {
@@ -294,6 +308,7 @@ ROWS: dict[str, OpDef] = {
         _row("qmax_pool2d", _POOL, _infer_pool),
         _row("qmean", _MEAN, _infer_mean),
         _row("qsoftmax", _params("input:t multiplier:i shift:i diff_min:i"), _infer_softmax),
+        _row("qlayer_norm", _NORM, _infer_layer_norm, module=quantized_norm),
         _row("qtable", _params("input:t table:t"), _infer_table, pointwise=True),
         _row(
             "resize_nearest2d",

@@ -17,6 +17,7 @@ from mplan.passes.base import Pass
 #: Name of each pass and where its class stands; imported only when used.
 PASSES = {
     "canonicalize": "mplan.passes.canonicalize:Canonicalize",
+    "lower_quantized": "mplan.passes.lower_quantized:LowerQuantized",
     "fold_padding": "mplan.passes.fold_padding:FoldPadding",
     "fold_zero_points": "mplan.passes.fold_zero_points:FoldZeroPoints",
     "bound_sums": "mplan.passes.bound_sums:BoundSums",

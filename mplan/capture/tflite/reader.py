@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mplan.capture.captured import Captured
 from mplan.capture.tflite.model import TfModel, TfOp, TfTensor, enum_names, parse_model
-from mplan.capture.tflite.quantization import RANGES, Affine
+from mplan.capture.tflite.quantization import RANGES
 from mplan.diagnostics import UnsupportedError, UserError, Where
+from mplan.ir.affine import Affine
 from mplan.ir.graph import Alias, Arg, Graph, Input, Loc, Op, Ref, Role, Value
 from mplan.ir.ops import infer
 from mplan.ir.types import DType, TensorType, Type

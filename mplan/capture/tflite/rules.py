@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from mplan.capture.tflite import quantization as q
 from mplan.capture.tflite.model import TfOp, TfTensor, enum_names
 from mplan.capture.tflite.reader import Reader, Unreadable, activation_of, constant_of, integers
+from mplan.ir import affine
 from mplan.ir.fixed_point import quantize_multiplier
 from mplan.ir.graph import Arg, Ref
 from mplan.ir.quantized_reference import ADD_LEFT_SHIFT
@@ -90,7 +91,7 @@ def _fully_connected(reader: Reader, op: TfOp) -> None:
 def _batch_matmul(reader: Reader, op: TfOp) -> None:
     a, b, (y,) = operand(op, 0), operand(op, 1), op.outputs
     qa, qb, qy = reader.affine(a), reader.affine(b), reader.affine(y)
-    multiplier, shift = quantize_multiplier(q.matmul_factor(qa.scale, qb.scale, qy.scale))
+    multiplier, shift = quantize_multiplier(affine.matmul_factor(qa.scale, qb.scale, qy.scale))
     swapped = (op.options.AdjX(), op.options.AdjY()) if op.options else (False, False)
     refs = [
         _transposed(reader, t, y) if swap else reader.ref(t)
@@ -166,7 +167,7 @@ def _padding(
 def _sum(reader: Reader, op: TfOp) -> None:
     a, b, (y,) = operand(op, 0), operand(op, 1), op.outputs
     qa, qb, qy = reader.affine(a), reader.affine(b), reader.affine(y)
-    first, second, result = q.sum_factors(qa, qb, qy, ADD_LEFT_SHIFT)
+    first, second, result = affine.sum_factors(qa, qb, qy, ADD_LEFT_SHIFT)
     reader.emit(
         f"mplan.q{op.name.lower()}",
         {
@@ -195,7 +196,7 @@ def _factor(prefix: str, zero_point: int, factor: tuple[int, int]) -> dict[str, 
 def _product(reader: Reader, op: TfOp) -> None:
     a, b, (y,) = operand(op, 0), operand(op, 1), op.outputs
     qa, qb, qy = reader.affine(a), reader.affine(b), reader.affine(y)
-    multiplier, shift = quantize_multiplier(q.float32_factor(qa.scale, qb.scale, qy.scale))
+    multiplier, shift = quantize_multiplier(affine.float32_factor(qa.scale, qb.scale, qy.scale))
     reader.emit(
         "mplan.qmul",
         {
@@ -234,7 +235,7 @@ def _dequantize(reader: Reader, op: TfOp) -> None:
 @rule("RELU", "RELU6", "RELU_N1_TO_1")
 def _relu(reader: Reader, op: TfOp) -> None:
     x, (y,) = operand(op, 0), op.outputs
-    factor = q.float32_factor(reader.affine(x).scale, reader.affine(y).scale)
+    factor = affine.float32_factor(reader.affine(x).scale, reader.affine(y).scale)
     _requantize(reader, x, y, factor, op.name)
 
 
@@ -257,7 +258,7 @@ def _requantize(
     )
 
 
-Table: TypeAlias = Callable[[q.Affine, q.Affine, Any], tuple[int, ...]]
+Table: TypeAlias = Callable[[affine.Affine, affine.Affine, Any], tuple[int, ...]]
 
 
 def _table(reader: Reader, op: TfOp, *, make: Table) -> None:
@@ -267,7 +268,7 @@ def _table(reader: Reader, op: TfOp, *, make: Table) -> None:
     reader.emit("mplan.qtable", {"input": reader.ref(x), "table": table}, y)
 
 
-def _hard_swish(x: q.Affine, y: q.Affine, _: Any) -> tuple[int, ...]:
+def _hard_swish(x: affine.Affine, y: affine.Affine, _: Any) -> tuple[int, ...]:
     if x.scale / 128 >= y.scale:
         raise Unreadable(f"its result has the scale {y.scale:g}, less than 1/128 of its input's")
     return q.hard_swish_table(x, y)
@@ -309,7 +310,7 @@ def _mean(reader: Reader, op: TfOp) -> None:
     x, (y,) = operand(op, 0), op.outputs
     source, out = reader.affine(x), reader.affine(y)
     dims = sorted({d % len(x.shape) for d in integers(operand(op, 1), "the axis")})
-    multiplier, shift = q.mean_factor(source.scale / out.scale, prod(x.shape[d] for d in dims))
+    multiplier, shift = affine.mean_factor(source.scale / out.scale, prod(x.shape[d] for d in dims))
     reader.emit(
         "mplan.qmean",
         {
@@ -328,9 +329,9 @@ def _mean(reader: Reader, op: TfOp) -> None:
 @rule("SOFTMAX")
 def _softmax(reader: Reader, op: TfOp) -> None:
     x, (y,) = operand(op, 0), op.outputs
-    if reader.affine(y) != q.Affine(1 / 256, -128):
+    if reader.affine(y) != affine.Affine(1 / 256, -128):
         raise Unreadable("its result must have the scale 1/256 and the zero point -128")
-    multiplier, shift, lowest = q.softmax_factors(op.options.Beta(), reader.affine(x).scale)
+    multiplier, shift, lowest = affine.softmax_factors(op.options.Beta(), reader.affine(x).scale)
     factors: dict[str, Arg] = {"multiplier": multiplier, "shift": shift, "diff_min": lowest}
     reader.emit("mplan.qsoftmax", {"input": reader.ref(x), **factors}, y)
 

@@ -13,6 +13,7 @@ from mplan.codegen.c import (  # noqa: F401
     normalize,
     pool,
     quantized,
+    quantized_norm,
     quantized_window,
     reduce,
     stream,

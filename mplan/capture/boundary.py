@@ -44,6 +44,47 @@ def with_integer_io(captured: Captured) -> Captured:
     )
 
 
+def with_channels_last(captured: Captured) -> Captured:
+    """The same network, but the caller passes images NHWC where they are stored so at once.
+
+    An input in NCHW whose only reader is a copy to NHWC gives way to that copy. ``captured`` itself if
+    nothing changes.
+    """
+    graph, users = captured.graph, captured.graph.users
+    copies: dict[str, tuple[Op, Op]] = {}
+    for item in graph.inputs:
+        chain = [item.value.name]
+        ops: list[Op] = []
+        for kind in ("aten.permute.default", "aten.clone.default"):
+            readers = users.get(chain[-1], [])
+            if len(readers) == 1 and readers[0].kind == kind and chain[-1] not in graph.output_names:
+                ops.append(readers[0])
+                chain.append(readers[0].result.name)
+        if item.role == "input" and len(ops) == 2 and ops[0].arg("dims") == (0, 2, 3, 1):
+            copies[item.value.name] = ops[0], ops[1]
+    if not copies:
+        return captured
+    gone = {id(op) for pair in copies.values() for op in pair}
+    users_ = [i for i in graph.inputs if i.role == "input"]
+    examples = zip(users_, captured.example_inputs, strict=True)
+    return replace(
+        captured,
+        graph=replace(
+            graph,
+            inputs=tuple(_replaced(i, copies) for i in graph.inputs),
+            ops=tuple(op for op in graph.ops if id(op) not in gone),
+        ),
+        example_inputs=tuple(
+            x.permute(0, 2, 3, 1).contiguous() if i.value.name in copies else x for i, x in examples
+        ),
+    )
+
+
+def _replaced(item: Input, copies: dict[str, tuple[Op, Op]]) -> Input:
+    pair = copies.get(item.value.name)
+    return item if pair is None else replace(item, value=pair[1].result)
+
+
 def _entries(graph: Graph) -> list[tuple[str, Op]]:
     """The inputs that one quantisation alone reads, with it."""
     users = graph.users

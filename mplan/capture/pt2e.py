@@ -1,0 +1,131 @@
+"""Quantisation of a PyTorch model to int8 after training, by PT2E (torch.export and torchao)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from mplan.capture.calibration import Call, as_call, slices
+from mplan.capture.export import composite_table, export, first_line
+from mplan.capture.source import whole_stacks
+from mplan.diagnostics import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+    from torch.nn import Module
+
+#: Composite ops that the quantizer knows whole.
+_NAMES = ("conv1d", "conv2d", "linear", "layer_norm", "matmul", "max_pool2d")
+_WHOLE = tuple(f"aten::{name}" for name in _NAMES)
+#: Ops that are views and a copy.
+_SHUFFLES = ("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle")
+
+
+def quantize(
+    model: Module | ExportedProgram,
+    calibration_batches: Iterable[Any],
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> ExportedProgram:
+    """``model`` with its weights in int8 and quantize and dequantize ops around its float ops.
+
+    ``calibration_batches`` are inputs as the model gets them (a tensor, a tuple of arguments, or a dict
+    of keyword arguments); the ranges of all activations are those that occur for them. ``args`` and
+    ``kwargs`` are the example inputs that fix the sizes of the result, by default the first batch;
+    larger batches are cut along their first dimension. The result runs in PyTorch, is saved by
+    ``torch.export.save``, and computes in integers when it is planned for a microcontroller.
+
+    UserError MP315 if there is no batch or one does not fit the model; errors of ``capture``.
+    """
+    import torch
+
+    batches = iter(calibration_batches)
+    first = next(batches, None)
+    if first is None:
+        raise UserError("MP315", "there are no calibration batches", help="pass at least one")
+    if args is None and not kwargs:
+        args, kwargs = as_call(first)
+    example = tuple(args or ()), dict(kwargs or {})
+    with torch.no_grad(), _quiet():
+        module = _decomposed(model, *example).module(check_guards=False)
+        return _quantized(module, slices(chain((first,), batches), example), example)
+
+
+def _quantized(module: Any, batches: Iterable[Call], example: Call) -> ExportedProgram:
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    from mplan.capture.quantizer import Int8Quantizer
+
+    observed = prepare_pt2e(module, Int8Quantizer())
+    for args, kwargs in batches:
+        try:
+            observed(*args, **kwargs)
+        except Exception as e:
+            message = f"a calibration batch does not fit: {type(e).__name__}: {first_line(e)}"
+            raise UserError("MP315", message) from e
+    converted = convert_pt2e(observed)
+    with whole_stacks():
+        return torch.export.export(converted, *example)
+
+
+def _decomposed(
+    model: Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ExportedProgram:
+    """The exported model in functional ops; composite ones that the quantizer knows stay whole."""
+    import torch
+
+    program = (
+        model if isinstance(model, torch.export.ExportedProgram) else export(model, args, kwargs, None)
+    )
+    table = {
+        op: function
+        for op, function in composite_table(bool(program.range_constraints)).items()
+        if op.name() not in _WHOLE
+    }
+    core = torch.export.default_decompositions()
+    aten = torch.ops.aten
+    for name in _SHUFFLES:
+        op = getattr(aten, name).default
+        if op in core:
+            table[op] = core[op]
+    table[aten.scaled_dot_product_attention.default] = _attention
+    lowered: ExportedProgram = program.run_decompositions(table)
+    return lowered
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Attention in ops that have integer forms; with a mask it has none and stays whole."""
+    if attn_mask is not None or is_causal or enable_gqa or dropout_p:
+        return NotImplemented
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query @ key.transpose(-2, -1)) * factor
+    return scores.softmax(-1) @ value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torchao and torch warn of what no user of mplan can change."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,256 @@
+"""What PT2E quantises, and how: the annotations that torchao's observers follow.
+
+Weights are symmetric int8 with a scale per output channel, activations affine int8 with one scale.
+Clamps (ReLU, ReLU6, hardtanh) and constant factors belong to the op before them, so that the scale
+covers what is left behind the clamp. What only moves numbers shares the scale of its operand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mplan.passes.lower_quantized.tables import UNTAGGED
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+#: Ops with weights: the argument numbers of input and weight.
+_WEIGHTED = {
+    "aten.conv1d.default",
+    "aten.conv2d.default",
+    "aten.convolution.default",
+    "aten.linear.default",
+}
+_BINARY = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.matmul.default"}
+_UNARY = {"aten.layer_norm.default", "aten.mean.dim", "aten.mean.default", "aten.sum.dim_IntList"}
+_CLAMPS = {
+    "aten.relu.default",
+    "aten.relu6.default",
+    "aten.hardtanh.default",
+    "aten.clamp.default",
+    "aten.clamp_min.default",
+    "aten.clamp_max.default",
+}
+_FACTORS = {"aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar"}
+_MOVES = {
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten._unsafe_view.default",
+    "aten.permute.default",
+    "aten.transpose.int",
+    "aten.t.default",
+    "aten.unsqueeze.default",
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+    "aten.squeeze.default",
+    "aten.expand.default",
+    "aten.clone.default",
+    "aten.alias.default",
+    "aten.slice.Tensor",
+    "aten.select.int",
+    "aten.split.Tensor",
+    "aten.split_with_sizes.default",
+    "aten.unbind.int",
+    "aten.cat.default",
+    "aten.constant_pad_nd.default",
+    "aten.max_pool2d.default",
+    "aten.avg_pool2d.default",
+    "aten._adaptive_avg_pool2d.default",
+    "aten.upsample_nearest2d.vec",
+    "aten.upsample_nearest2d.default",
+}
+#: Ops whose results have the same range whatever the operand: scale and zero point.
+_FIXED = {
+    "aten._softmax.default": (1 / 256, -128),
+    "aten.softmax.int": (1 / 256, -128),
+    "aten.sigmoid.default": (1 / 256, -128),
+    "aten.hardsigmoid.default": (1 / 256, -128),
+    "aten.tanh.default": (1 / 128, 0),
+}
+#: No scale is smaller, so that factors between scales stay in range.
+_LEAST_SCALE = 2.0**-20
+
+
+class Int8Quantizer:
+    """A quantizer as ``prepare_pt2e`` takes it."""
+
+    def __init__(self) -> None:
+        import torch
+        from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
+        from torchao.quantization.pt2e.quantizer import QuantizationSpec
+
+        self.activation = QuantizationSpec(
+            torch.int8,
+            MinMaxObserver.with_args(eps=_LEAST_SCALE),
+            quant_min=-128,
+            quant_max=127,
+            qscheme=torch.per_tensor_affine,
+        )
+        self.weight = QuantizationSpec(
+            torch.int8,
+            PerChannelMinMaxObserver.with_args(eps=_LEAST_SCALE),
+            quant_min=-127,
+            quant_max=127,
+            qscheme=torch.per_channel_symmetric,
+            ch_axis=0,
+        )
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """The model as it is."""
+        return model
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Write annotations to all nodes that have an integer form."""
+        walk = _Walk(self.activation, self.weight)
+        for node in model.graph.nodes:
+            if node not in walk.fused and _is_float(node):
+                walk.annotate(node)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing to check."""
+
+    def prepare_obs_or_fq_callback(self, model: GraphModule, made: dict[Any, Any]) -> None:
+        """Nothing to adjust."""
+
+
+@dataclass
+class _Walk:
+    """One pass over a graph: nodes that belong to one before them, and those of fixed scale."""
+
+    activation: Any
+    weight: Any
+    fused: set[Node] = field(default_factory=set)
+    fixed: set[Node] = field(default_factory=set)
+
+    def annotate(self, node: Node) -> None:
+        """What ``node`` needs, if it has an integer form."""
+        kind, operands = str(node.target), _tensors(node)
+        if kind in _MOVES and not _is_global_pool(node):
+            self._share(node, operands)
+        elif kind == "<built-in function getitem>":
+            self._share_part(node)
+        elif kind in _WEIGHTED and not _is_transposed(node):
+            x, w = operands[:2]
+            self._mark(node, {x: self.activation, w: self.weight})
+        elif kind in _BINARY and len(operands) == 2:
+            self._mark(node, dict.fromkeys(operands, self.activation))
+        elif kind in _UNARY or kind in _FIXED or _is_global_pool(node) or _is_function(node, operands):
+            self._mark(node, {operands[0]: self.activation})
+
+    def _mark(self, node: Node, inputs: dict[Node, Any]) -> None:
+        """Quantise the operands of ``node``, and its result behind clamps and factors."""
+        last = node
+        if str(node.target) in _WEIGHTED | _BINARY:
+            while (follower := _follower(last)) is not None:
+                last = follower
+                self.fused.add(last)
+        inputs = {n: spec for n, spec in inputs.items() if n not in self.fixed}
+        if last is node:
+            self._write(node, inputs, self._output(node))
+        else:
+            self._write(node, inputs, None)
+            self._write(last, {}, self.activation)
+
+    def _output(self, node: Node) -> Any:
+        import torch
+        from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec
+
+        fixed = _FIXED.get(str(node.target))
+        if fixed is None:
+            return self.activation
+        self.fixed.add(node)
+        return FixedQParamsQuantizationSpec(
+            torch.int8, *fixed, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_affine
+        )
+
+    def _share(self, node: Node, operands: list[Node]) -> None:
+        """One scale for all operands and the result; that of the first where it is fixed."""
+        from torchao.quantization.pt2e.quantizer import SharedQuantizationSpec
+
+        first, *others = operands
+        if first in self.fixed:
+            self.fixed.add(node)
+            shared = SharedQuantizationSpec(first)
+            self._write(node, dict.fromkeys(others, shared), shared)
+            return
+        shared = SharedQuantizationSpec((first, node))
+        self._write(node, {first: self.activation, **dict.fromkeys(others, shared)}, shared)
+
+    def _share_part(self, node: Node) -> None:
+        """One of the results of an op that splits its operand."""
+        from torchao.quantization.pt2e.quantizer import SharedQuantizationSpec
+
+        whole: Any = node.args[0]
+        if str(getattr(whole, "target", "")) in _MOVES:
+            operand = _tensors(whole)[0]
+            if operand in self.fixed:
+                self.fixed.add(node)
+                self._write(node, {}, SharedQuantizationSpec(operand))
+            else:
+                self._write(node, {}, SharedQuantizationSpec((operand, whole)))
+
+    def _write(self, node: Node, inputs: dict[Node, Any], output: Any) -> None:
+        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+
+        node.meta["quantization_annotation"] = QuantizationAnnotation(
+            input_qspec_map=inputs, output_qspec=output, _annotated=True
+        )
+
+
+def _is_float(node: Any) -> bool:
+    """Whether ``node`` is a call with a float32 result (or several)."""
+    import torch
+
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return (
+        node.op == "call_function" and isinstance(first, torch.Tensor) and first.dtype == torch.float32
+    )
+
+
+def _tensors(node: Node) -> list[Node]:
+    """The operands of ``node`` that are float tensors, each once."""
+    import torch
+
+    return [
+        n
+        for n in node.all_input_nodes
+        if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].is_floating_point()
+    ]
+
+
+def _follower(node: Node) -> Node | None:
+    """The only reader of ``node`` if it clamps it or multiplies it by a positive number."""
+    if len(node.users) != 1:
+        return None
+    (reader,) = node.users
+    kind = str(reader.target)
+    if kind in _CLAMPS and reader.args[0] is node:
+        return reader
+    other = reader.args[1] if len(reader.args) > 1 else None
+    positive = isinstance(other, (int, float)) and other > 0
+    return reader if kind in _FACTORS and reader.args[0] is node and positive else None
+
+
+def _is_transposed(node: Node) -> bool:
+    """Whether ``node`` is a transposed convolution, whose weights have their outputs elsewhere."""
+    return str(node.target) == "aten.convolution.default" and bool(node.args[6])
+
+
+def _is_global_pool(node: Node) -> bool:
+    """Whether ``node`` is the mean of whole images, whose range is less than theirs."""
+    kind = str(node.target)
+    if kind not in ("aten.avg_pool2d.default", "aten._adaptive_avg_pool2d.default"):
+        return False
+    return all(n == 1 for n in node.meta["val"].shape[2:])
+
+
+def _is_function(node: Node, operands: list[Node]) -> bool:
+    """Whether ``node`` computes each number of its result from one number of its only operand."""
+    import torch
+
+    tags = getattr(node.target, "tags", ())
+    pointwise = torch.Tag.pointwise in tags or str(node.target) in UNTAGGED
+    return pointwise and len(operands) == 1 and len(node.all_input_nodes) == 1

@@ -1,0 +1,125 @@
+"""Clamps, factors, sums and products."""
+
+from __future__ import annotations
+
+from mplan.ir.affine import sum_factors
+from mplan.ir.fixed_point import quantize_multiplier
+from mplan.ir.graph import Arg, Op, Ref
+from mplan.ir.quantized_reference import ADD_LEFT_SHIFT
+from mplan.passes.lower_quantized.goal import Goal, Unlowered
+from mplan.passes.lower_quantized.layout import Stored
+from mplan.passes.lower_quantized.lowering import Lowering, rule
+
+#: Clamps, with the names (or the values) of their limits.
+CLAMPS: dict[str, tuple[str | float | None, str | float | None]] = {
+    "aten.relu.default": (0.0, None),
+    "aten.relu6.default": (0.0, 6.0),
+    "aten.hardtanh.default": ("min_val", "max_val"),
+    "aten.clamp.default": ("min", "max"),
+    "aten.clamp_min.default": ("min", None),
+    "aten.clamp_max.default": (None, "max"),
+}
+_DEFAULTS = {"min_val": -1.0, "max_val": 1.0}
+
+
+@rule(*CLAMPS)
+def clamp(low: Lowering, op: Op, goal: Goal) -> Stored:
+    """A clamp is part of the goal of what it clamps."""
+    return low.integer(low.source(op, "self"), goal.within(*limits(op)))
+
+
+def limits(op: Op) -> tuple[float | None, float | None]:
+    """The real limits of a clamp."""
+    found = []
+    for limit in CLAMPS[op.kind]:
+        given = op.arg(limit, _DEFAULTS.get(limit)) if isinstance(limit, str) else limit
+        if given is not None and not isinstance(given, (int, float)):
+            raise Unlowered("its limits are no numbers")
+        found.append(None if given is None else float(given))
+    return found[0], found[1]
+
+
+def factor_of(low: Lowering, op: Op) -> float | None:
+    """The positive number that ``op`` multiplies its operand by; None for other ops."""
+    if op.kind not in ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar"):
+        return None
+    other = op.arg("other")
+    constant = low.constant(other)
+    if constant is not None and constant.numel() == 1 and constant.dim() == 0:
+        other = float(constant)
+    if not isinstance(other, (int, float)) or not other > 0:
+        return None
+    return float(other) if ".mul." in op.kind else 1.0 / float(other)
+
+
+def _constant_factor(low: Lowering, op: Op, goal: Goal) -> Stored | None:
+    factor = factor_of(low, op)
+    return None if factor is None else low.integer(low.source(op, "self"), goal.divided(factor))
+
+
+@rule("aten.div.Tensor", "aten.div.Scalar", "aten.mul.Scalar")
+def factor(low: Lowering, op: Op, goal: Goal) -> Stored:
+    """A constant factor is part of the goal's scale."""
+    found = _constant_factor(low, op, goal)
+    if found is None:
+        raise Unlowered("it has no integer form")
+    return found
+
+
+@rule("aten.add.Tensor", "aten.sub.Tensor")
+def summed(low: Lowering, op: Op, goal: Goal) -> Stored:
+    """A sum or difference of two int8 values."""
+    if op.arg("alpha", 1) != 1:
+        raise Unlowered("its second operand has a factor")
+    a, b = _operands(low, op)
+    first, second, result = sum_factors(a.affine, b.affine, goal.affine, ADD_LEFT_SHIFT)
+    args: dict[str, Arg] = {
+        "input_multiplier": first[0],
+        "input_shift": first[1],
+        "other_multiplier": second[0],
+        "other_shift": second[1],
+        "multiplier": result[0],
+        "shift": result[1],
+    }
+    kind = "mplan.qadd" if op.kind == "aten.add.Tensor" else "mplan.qsub"
+    return _binary(low, op, kind, (a, b), args, goal)
+
+
+@rule("aten.mul.Tensor")
+def product(low: Lowering, op: Op, goal: Goal) -> Stored:
+    """A product of two int8 values, or of one and a constant number."""
+    found = _constant_factor(low, op, goal)
+    if found is not None:
+        return found
+    a, b = _operands(low, op)
+    scale = a.affine.scale * b.affine.scale / goal.affine.scale
+    multiplier, shift = quantize_multiplier(scale)
+    return _binary(low, op, "mplan.qmul", (a, b), {"multiplier": multiplier, "shift": shift}, goal)
+
+
+def _operands(low: Lowering, op: Op) -> tuple[Stored, Stored]:
+    """Both operands with the rank of the result, stored in the same order."""
+    rank = len(low.shape(op.result.name))
+    a, b = (_widened(low, low.operand(op, name), rank) for name in ("self", "other"))
+    size = [len([n for n in t.shape if n != 1]) for t in (a, b)]
+    order = a.order if size[0] >= size[1] else b.order
+    return low.arranged(a, order), low.arranged(b, order)
+
+
+def _widened(low: Lowering, stored: Stored, rank: int) -> Stored:
+    missing = rank - len(stored.shape)
+    return low.reshaped(stored, (1,) * missing + stored.shape) if missing else stored
+
+
+def _binary(
+    low: Lowering, op: Op, kind: str, operands: tuple[Stored, Stored], args: dict[str, Arg], goal: Goal
+) -> Stored:
+    a, b = operands
+    given: dict[str, Arg] = {
+        "input": Ref(a.name),
+        "other": Ref(b.name),
+        "input_zero_point": a.affine.zero_point,
+        "other_zero_point": b.affine.zero_point,
+    }
+    name = low.builder.emit(kind, {**given, **args, **goal.output()}, op.result.name, op.loc)
+    return low.made(name, low.shape(op.result.name), a.order, goal)

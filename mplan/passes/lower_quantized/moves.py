@@ -1,0 +1,205 @@
+"""Ops that move integers as they are: they commute with quantisation."""
+
+from __future__ import annotations
+
+from mplan.ir.graph import Arg, Op, Ref, refs
+from mplan.ir.quantized_reference import nearest_indices
+from mplan.passes.lower_quantized.goal import Goal, Unlowered
+from mplan.passes.lower_quantized.layout import NHWC, Sizes, Stored, plain
+from mplan.passes.lower_quantized.lowering import Get, Lowering, move, permutation
+
+
+def integers(op: Op, name: str, count: int = 0) -> Sizes:
+    """A list argument of integers; a single one stands for ``count``, an absent one is empty."""
+    given = op.arg(name)
+    items = given if isinstance(given, tuple) else () if given is None else (given,)
+    found = tuple(n for n in items if isinstance(n, int))
+    if len(found) != len(items):
+        raise Unlowered(f"its {name} is not constant")
+    return found * count if len(found) == 1 and count else found
+
+
+def number(op: Op, name: str, default: int = 0) -> int:
+    """An integer argument."""
+    given = op.arg(name, default)
+    if not isinstance(given, int):
+        raise Unlowered(f"its {name} is not constant")
+    return given
+
+
+@move(
+    "aten.clone.default",
+    "aten.alias.default",
+    "aten.detach.default",
+    "aten.contiguous.default",
+    "aten.lift_fresh_copy.default",
+)
+def same(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """The operand itself."""
+    return get(low.source(op, "self"))
+
+
+@move("aten._to_copy.default", "aten.dropout.default")
+def converted(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """The operand itself, if the element type stays."""
+    source = low.source(op, "self" if "copy" in op.kind else "input")
+    if low.values[source].type != low.values[name].type or op.arg("train", False) is True:
+        raise Unlowered("it changes its operand")
+    return get(source)
+
+
+@move(
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten._unsafe_view.default",
+    "aten.flatten.using_ints",
+    "aten.unflatten.int",
+    "aten.unsqueeze.default",
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+    "aten.squeeze.default",
+)
+def reshape(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """The same elements as another shape."""
+    return low.reshaped(get(low.source(op, "self")), low.shape(name))
+
+
+@move("aten.permute.default", "aten.transpose.int", "aten.t.default")
+def permute(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """Other names for the dimensions; nothing moves."""
+    stored = get(low.source(op, "self"))
+    dims = permutation(op, len(stored.shape))
+    assert dims is not None
+    shape = tuple(stored.shape[d] for d in dims)
+    order = tuple(dims.index(d) for d in stored.order)
+    return Stored(stored.name, shape, order, stored.affine, stored.least, stored.most)
+
+
+@move("aten.expand.default")
+def expand(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """The operand itself, if it keeps its elements."""
+    stored, shape = get(low.source(op, "self")), low.shape(name)
+    added = len(shape) - len(stored.shape)
+    if (1,) * added + stored.shape != shape:
+        raise Unlowered("it repeats elements")
+    return low.reshaped(stored, shape)
+
+
+@move("aten.slice.Tensor", "aten.select.int")
+def cut(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """Some positions of a dimension."""
+    stored = get(low.source(op, "self"))
+    dim = number(op, "dim") % len(stored.shape)
+    length = stored.shape[dim]
+    if op.kind == "aten.select.int":
+        index = number(op, "index") % length
+        return low.reshaped(low.cut(stored, dim, index, index + 1), low.shape(name))
+    start = 0 if op.arg("start") is None else number(op, "start")
+    end = length if op.arg("end") is None else number(op, "end")
+    start, end, step = slice(start, end, number(op, "step", 1)).indices(length)
+    return low.cut(stored, dim, start, max(end, start), step)
+
+
+@move("aten.split_with_sizes.default", "aten.split.Tensor", "aten.chunk.default", "aten.unbind.int")
+def split(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """One of several parts of a dimension."""
+    stored = get(low.source(op, "self"))
+    dim = number(op, "dim") % len(stored.shape)
+    start = 0
+    for value in op.values:
+        shape = low.shape(value.name)
+        length = 1 if op.kind == "aten.unbind.int" else shape[dim]
+        if value.name == name:
+            return low.reshaped(low.cut(stored, dim, start, start + length), shape)
+        start += length
+    raise Unlowered("it has no such result")
+
+
+@move("aten.cat.default")
+def cat(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """Values of one scale behind each other."""
+    parts = [get(ref.name) for ref in refs(op.arg("tensors"))]
+    if len({part.affine for part in parts}) != 1:
+        raise Unlowered("its operands have different scales")
+    order = max(parts, key=lambda part: part.order != plain(len(part.order))).order
+    dim = order.index(number(op, "dim") % len(order))
+    given: tuple[Arg, ...] = tuple(Ref(low.arranged(part, order).name) for part in parts)
+    result = low.builder.emit("aten.cat.default", {"tensors": given, "dim": dim}, name, op.loc)
+    least, most = min(part.least for part in parts), max(part.most for part in parts)
+    return Stored(result, low.shape(name), order, parts[0].affine, least, most)
+
+
+@move("aten.constant_pad_nd.default")
+def pad(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """A constant around the value, or less of it."""
+    stored, widths, value = get(low.source(op, "self")), integers(op, "pad"), op.arg("value", 0)
+    if not isinstance(value, (int, float)):
+        raise Unlowered("its value is not constant")
+    goal = Goal(stored.affine)
+    fill = goal.integer(value)
+    if value != 0 and value != (fill - stored.affine.zero_point) * stored.affine.scale:
+        raise Unlowered(f"its value {value} is none of its operand's numbers")
+    return padded(low, stored, widths, fill, name, op)
+
+
+def padded(low: Lowering, stored: Stored, widths: Sizes, fill: int, name: str, op: Op) -> Stored:
+    """``stored`` with ``fill`` around it; ``widths`` are (before, after), the last dimension first."""
+    rank = len(stored.shape)
+    pairs = {rank - 1 - i: widths[2 * i : 2 * i + 2] for i in range(len(widths) // 2)}
+    moved = tuple(n for d in reversed(stored.order) for n in pairs.get(d, (0, 0)))
+    while moved[-2:] == (0, 0):
+        moved = moved[:-2]
+    args: dict[str, Arg] = {"self": Ref(stored.name), "pad": moved, "value": fill}
+    result = low.builder.emit("aten.constant_pad_nd.default", args, name, op.loc)
+    shape = tuple(n + sum(pairs.get(d, (0,))) for d, n in enumerate(stored.shape))
+    least, most = min(stored.least, fill), max(stored.most, fill)
+    return Stored(result, shape, stored.order, stored.affine, least, most)
+
+
+def image(low: Lowering, stored: Stored) -> Stored:
+    """An image stored NHWC."""
+    if len(stored.shape) != 4:
+        raise Unlowered(f"its operand has {len(stored.shape)} dimensions, not 4")
+    return low.arranged(stored, NHWC)
+
+
+@move("aten.max_pool2d.default", "aten.max_pool2d_with_indices.default")
+def max_pool(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """A maximum is the same for integers."""
+    if name != op.values[0].name:
+        raise Unlowered("its indices are used")
+    if any(d != 1 for d in integers(op, "dilation")) or op.arg("ceil_mode", False) is True:
+        raise Unlowered("a pool with dilation or partial windows")
+    x = image(low, get(low.source(op, "self")))
+    kernel = integers(op, "kernel_size", 2)
+    rows, columns = integers(op, "padding", 2) or (0, 0)
+    args: dict[str, Arg] = {
+        "input": Ref(x.name),
+        "kernel_size": kernel,
+        "stride": integers(op, "stride", 2) or kernel,
+        "padding": (rows, rows, columns, columns),
+    }
+    result = low.builder.emit("mplan.qmax_pool2d", args, name, op.loc)
+    return Stored(result, low.shape(name), NHWC, x.affine, x.least, x.most)
+
+
+@move("aten.upsample_nearest2d.vec", "aten.upsample_nearest2d.default")
+def resize(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """Pixels from the nearest ones."""
+    import torch
+
+    x = image(low, get(low.source(op, "self" if op.arg("self") is not None else "input")))
+    size = low.shape(name)[2:]
+    for length, wanted in zip(x.shape[2:], size, strict=True):
+        line = torch.arange(length, dtype=torch.float32).reshape(1, 1, length)
+        theirs = torch.nn.functional.interpolate(line, size=wanted).flatten().tolist()
+        if nearest_indices(length, wanted, False, False) != [int(n) for n in theirs]:
+            raise Unlowered(f"it picks other pixels than an enlargement from {length} to {wanted}")
+    args: dict[str, Arg] = {
+        "input": Ref(x.name),
+        "size": size,
+        "align_corners": False,
+        "half_pixel_centers": False,
+    }
+    result = low.builder.emit("mplan.resize_nearest2d", args, name, op.loc)
+    return Stored(result, low.shape(name), NHWC, x.affine, x.least, x.most)

@@ -288,7 +288,7 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
 
     from mplan.codegen import bundle
     from mplan.codegen.c.emit import emit_c
-    from mplan.codegen.c.stream import arriving_rows
+    from mplan.codegen.c.stream import arriving_rows, planned_stages
     from mplan.codegen.project import emit_project
     from mplan.codegen.project.sources import Sources
     from mplan.ir.plan_json import print_plan
@@ -322,6 +322,7 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
         (*files, bundle.MANIFEST),
         inputs,
         returned,
+        planned_stages(planned.graph, planned.lowered, planned.plan),
         arena,
         planned.plan.digest,
     )

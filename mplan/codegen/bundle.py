@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mplan.codegen.c.stream import PlannedStage
 from mplan.diagnostics import UserError, Where
 from mplan.files import make_folder, read_text, write_atomic
 from mplan.ir.graph import Graph, Value
@@ -54,6 +55,7 @@ class Manifest:
     files: tuple[str, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    stages: tuple[PlannedStage, ...]
     arena_bytes: int
     digest: str
     schema_version: int = SCHEMA_VERSION
@@ -141,6 +143,7 @@ def load_manifest(folder: Path) -> Manifest:
                 "files": tuple(data["files"]),
                 "inputs": tuple(_load_port(p) for p in data["inputs"]),
                 "outputs": tuple(_load_port(p) for p in data["outputs"]),
+                "stages": tuple(PlannedStage(**stage) for stage in data["stages"]),
             }
         )
     except (ValueError, TypeError, KeyError, AttributeError) as e:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mplan import templates
 from mplan.codegen.bundle import GOLDEN, PLAN, Manifest, Port, load_manifest, target_of_bundle
+from mplan.codegen.c.stream import PlannedStage
 from mplan.codegen.c.text import CTYPES
 from mplan.diagnostics import CheckError, UserError, Where
 from mplan.ir.plan import Step
 from mplan.ir.types import DType
+from mplan.runtime.elf import STAGES
 from mplan.runtime.emulator import Accessed, EmulatorName, Interval, RunResult, run_firmware
 from mplan.runtime.firmware import Firmware, build_firmware
 from mplan.runtime.stack import StackBound, stack_bound
@@ -26,13 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """What a step of the plan costs: ``name`` and ``kind`` are its op's, ``where`` its source line."""
+    """What a step of the plan costs: ``name`` and ``kind`` are its op's, ``where`` its source line.
+
+    Of a stream each ``stage`` is one of these; its walk from stage to stage is the one of stage -1.
+    """
 
     position: int
     name: str
     kind: str
     where: str
     instructions: int
+    stage: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +152,17 @@ def _problem_steps(folder: Path) -> tuple[Step, ...]:
     return tuple(file.problem.steps[number] for number in file.plan.order)
 
 
-def _step_costs(steps: Sequence[Step], counts: Mapping[int, int]) -> Iterator[StepCost]:
+def _step_costs(
+    steps: Sequence[Step], stages: Sequence[PlannedStage], counts: Mapping[int, int]
+) -> Iterator[StepCost]:
     """The cost of each step that has code; after the last step come copies between regions."""
-    for position, instructions in sorted(counts.items()):
+    known = {(s.position, s.stage): s for s in stages}
+    marks = ((mark % STAGES, mark // STAGES - 1, n) for mark, n in counts.items())
+    for position, number, instructions in sorted(marks):
+        stage = known.get((position, number))
         step = steps[position] if position < len(steps) else Step("transfers", (), ())
-        yield StepCost(position, step.name, step.kind, step.where, instructions)
+        shown = stage or step
+        yield StepCost(position, shown.name, shown.kind, shown.where, instructions, number)
 
 
 def _device_run(
@@ -168,7 +180,7 @@ def _device_run(
         outputs_match=error[1] if error else None,
         max_abs_err=error[0] if error else None,
         instructions=longest.instructions,
-        steps=tuple(_step_costs(steps, longest.steps)),
+        steps=tuple(_step_costs(steps, manifest.stages, longest.steps)),
         functions=result.functions,
         sram_touched_bytes=result.sram_touched_bytes,
         memories=result.accessed,

@@ -16,6 +16,8 @@ _KINDS: dict[str, Literal["function", "object", "label"]] = {
     "STT_NOTYPE": "label",
 }
 STEPS = ".mplan_steps"
+#: Stage s of the step at position p is marked as the position ``p + STAGES * (s + 1)``.
+STAGES = 1 << 16
 _SHF_ALLOC = 2
 
 

@@ -40,6 +40,8 @@ _STEP = (
     + elf.STEPS
     + ', \\"\\", %%progbits\\n\\t.word 1b, %c0\\n\\t.popsection" :: "i"(position) : "memory");'
 )
+# Stages of a stream are counted like steps, under numbers above those of all steps.
+_STAGE = f"MPLAN_STEP((position) + {elf.STAGES} * ((stage) + 1))"
 _UNBOUNDED_BYTES = 1 << 28  # per memory, when an image that does not fit is measured
 _HOST = ".mplan_host"  # the state of mplan_host.h
 
@@ -192,7 +194,8 @@ def _compile(
     support = [*sorted(SUPPORT.glob("*.c")), *tools.sources]
     everything = [*support, *sources]
     includes = [*includes, SUPPORT / "include"]
-    defines = {"MPLAN_STEP(position)": _STEP, **defines, "MPLAN_STACK_PAINT": f"{STACK_PAINT:#x}u"}
+    marks = {"MPLAN_STEP(position)": _STEP, "MPLAN_STAGE(position, stage)": _STAGE}
+    defines = {**marks, **defines, "MPLAN_STACK_PAINT": f"{STACK_PAINT:#x}u"}
     objects = []
     for number, source in enumerate(everything):
         objects.append(out_dir / f"{number:03d}-{source.stem}.o")

@@ -23,7 +23,8 @@ def render(run: DeviceRun, console: Console) -> None:
         table.add_column(name, overflow="fold")
     for step in run.steps:
         share = percent(step.instructions / run.instructions)
-        cells = (str(step.position), f"{step.instructions:,}", share, step.kind, step.name, step.where)
+        label = str(step.position) if step.stage < 0 else f"{step.position}.{step.stage}"
+        cells = (label, f"{step.instructions:,}", share, step.kind, step.name, step.where)
         table.add_row(*(Text(clean(cell)) for cell in cells))
     if run.steps:
         console.print(table)

@@ -154,6 +154,7 @@ class _Writer:
             "outputs": outputs,
             "strided": strided,
             "rows": self.rows,
+            "has_streams": any(op.loop for op in self.graph.ops),
             "signature": _signature(inputs, outputs),
             "copy_in": copy_in.lines,
             "copy_out": copy_out.lines,

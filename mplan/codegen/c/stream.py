@@ -19,6 +19,7 @@ from mplan.codegen.c.text import CTYPES, call, identifier
 from mplan.diagnostics import UnsupportedError
 from mplan.ir.geometry import ONLY, SAME, Access, Spatial
 from mplan.ir.graph import Graph, Loop, Op, Ref
+from mplan.ir.plan import Plan
 from mplan.ir.rings import Capacity, capacities, lines_of, position_bytes, row_inputs
 from mplan.ir.storage import Lowered, storages
 from mplan.ir.streaming import Line, Node, Read, Stage, dims_of, flow_of
@@ -89,6 +90,33 @@ def pushed_input(graph: Graph, memory: Memory) -> ArrivingRows | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage of the stream at a position of a plan: what it makes, with what ops, of which line."""
+
+    position: int
+    stage: int
+    name: str
+    kind: str
+    where: str
+
+
+def planned_stages(graph: Graph, lowered: Lowered, plan: Plan) -> tuple[PlannedStage, ...]:
+    """The stages of all streams, in the order of the plan."""
+    found = []
+    for position, step in enumerate(plan.order):
+        loop = graph.ops[lowered.op_of[step]].loop
+        if loop is None or loop.stream is None:
+            continue
+        flow = flow_of(loop)
+        for number, stage in enumerate(flow.stages):
+            ops = [op for n in stage.nodes for op in flow.nodes[n].ops]
+            kind = ", ".join(op.kind for op in ops) or "a row that arrives"
+            where = str(ops[-1].loc) if ops and ops[-1].loc else ""
+            found.append(PlannedStage(position, number, stage.out, kind, where))
+    return tuple(found)
+
+
 def _state(memory: Memory) -> str:
     return f"{memory.name}_rows"
 
@@ -153,6 +181,7 @@ class _Stream:
             spans=[self._spans(*lines) for lines in self.lines],
             images=[[self._image(n, *lines) for n in self.index] for lines in self.lines],
             cases=[Case(number, code.lines) for number, code in enumerate(codes)],
+            position=self.site.position,
             pixelwise=int(self.pixelwise),
             up=int(self.up),
             pushes=bool(pushes),

@@ -11,7 +11,7 @@ from mplan.ir.check import check
 from mplan.ir.plan import Buffer, Plan, Problem, Region, Step
 from mplan.passes.planner import place, solve
 from mplan.passes.repeats import repeat
-from mplan.passes.repeats.find import find_runs
+from mplan.passes.repeats.find import Run, find_runs
 from mplan.passes.repeats.fold import fold
 from mplan.passes.solvers.interface import Deadline
 from tests.problems import is_valid
@@ -85,6 +85,11 @@ def training(layers: int, alignment: int = 1) -> Model:
     return model
 
 
+def runs_of(problem: Problem) -> tuple[Run, ...]:
+    """The runs of ``problem``."""
+    return find_runs(problem.table, [s.kind for s in problem.steps])
+
+
 def addresses(model: Model, plan: Plan) -> dict[str, list[int]]:
     """The offsets of each kind of buffer, layer by layer in captured order."""
     at = {p.buffer: p.offset for p in plan.placements}
@@ -128,7 +133,7 @@ def test_stacks_and_single_addresses_do_not_depend_on_the_number_of_layers(make)
 
 
 def test_runs_are_found_with_their_layers() -> None:
-    forward, backward = find_runs(training(12).problem())
+    forward, backward = runs_of(training(12).problem())
     assert (forward.period, forward.layers, forward.mirrored) == (4, 12, False)
     assert (backward.period, backward.layers, backward.mirrored) == (5, 12, True)
     turns = [backward.turn(layer) for layer in (0, 11)]
@@ -142,7 +147,7 @@ def test_irregular_graphs_are_left_alone() -> None:
     last = model.step("in", 7)
     for i in range(200):
         last = model.step("op", rng.randrange(1, 10**6), last, rng.randrange(0, i + 1))
-    assert find_runs(model.problem()) == ()
+    assert runs_of(model.problem()) == ()
     assert repeat(model.problem(), "arena", Deadline(5), 0) is None
     fixed = replace(inference(12).problem().buffers[0], offset=0)
     problem = inference(12).problem()
@@ -156,15 +161,15 @@ def test_captured_order_unfolds_to_itself_and_others_stay_valid(make) -> None:
     assert len(folded.problem.steps) + folded.count * sum(r.period for r in folded.runs) == len(
         problem.steps
     )
-    way = folded.unfold(tuple(range(len(folded.steps))))
-    assert way.full == tuple(range(len(problem.steps)))
+    way = folded.unfold(tuple(range(len(folded.lineup))))
+    assert way.full.tolist() == list(range(len(problem.steps)))
     rng = random.Random(1)
     unfolded = 0
     for _ in range(30):
-        other = folded.unfold(_random_order(folded.problem, rng))
+        other = folded.unfold(_random_order(folded.loaded, rng))
         if other is not None:
             unfolded += 1
-            assert is_valid(problem, other.full)
+            assert is_valid(problem, other.full.tolist())
     assert unfolded
 
 

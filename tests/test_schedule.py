@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mplan.diagnostics import UserError
 from mplan.ir.dag_format import load_dag
 from mplan.ir.plan import Buffer, Problem, Region, Step
-from mplan.passes.live import live_levels, live_peak
+from mplan.ir.table import levels
+from mplan.passes.live import live_peak
 from mplan.passes.schedule import arena, schedule
 from mplan.passes.schedule.bounds import closure
 from mplan.passes.schedule.contract import Contraction
@@ -132,15 +133,14 @@ def test_what_a_budget_implies_holds_for_every_order_within_it(problem: Problem,
 @settings(max_examples=60, deadline=None)
 def test_profiles_agree_with_the_definition(problem: Problem, rng: random.Random) -> None:
     order = random_order([s.after for s in problem.steps], rng)
-    levels = live_bytes(problem, order, "arena")
-    changes, level = dict(live_levels(problem, order, "arena")), 0
-    for position, expected in enumerate(levels):
+    expected_bytes = live_bytes(problem, order, "arena")
+    times, live = levels(*problem.table.extents(order, "arena"))
+    changes, level = dict(zip(times.tolist(), live.tolist(), strict=True)), 0
+    for position, expected in enumerate(expected_bytes):
         level = changes.get(position, level)
         assert level == expected
-    assert live_peak(problem, order, "arena")[0] == max(levels, default=0)
-    assert [p for p, _ in live_levels(problem, order, "arena")] == sorted(
-        {p for p, _ in live_levels(problem, order, "arena")}
-    )
+    assert live_peak(problem, order, "arena")[0] == max(expected_bytes, default=0)
+    assert sorted(changes) == times.tolist()
     instance = from_problem(problem, "arena")
     backward = instance.reversed()
     mirrored = tuple(instance.count - 1 - s for s in reversed(order))

@@ -15,7 +15,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from mplan.ir.table import Table
 
 SCHEMA_VERSION = 1
 
@@ -109,12 +113,13 @@ class Step:
         return frozenset(self.reads) | frozenset(self.writes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """Buffers, regions and steps; ``steps`` stand in captured order, a valid topological order.
 
     The buffers (indices) of each group in ``adjacent`` lie one directly behind the other. A region's
-    alignment holds for the first of a group alone, a buffer's own for every one.
+    alignment holds for the first of a group alone, a buffer's own for every one. What follows from a
+    problem and takes time, ``table`` and ``digest``, is kept with it.
     """
 
     name: str
@@ -146,23 +151,17 @@ class Problem:
 
         A buffer that no step touches and that is not ``live_in`` has the empty lifetime (0, 0).
         """
-        first: dict[int, int] = {}
-        last: dict[int, int] = {}
-        for position, index in enumerate(order):
-            for buffer in self.steps[index].touches:
-                first.setdefault(buffer, position)
-                last[buffer] = position
-        spans = []
-        for i, b in enumerate(self.buffers):
-            if b.lifetime is not None:
-                spans.append(b.lifetime)
-                continue
-            start = 0 if b.live_in else first.get(i, 0)
-            end = last[i] + 1 if i in last else (1 if b.live_in and self.steps else 0)
-            spans.append((start, self.horizon if b.live_out else end))
-        return tuple(spans)
+        start, end = self.table.lifetimes(order)
+        return tuple(zip(start.tolist(), end.tolist(), strict=True))
 
-    @property
+    @cached_property
+    def table(self) -> Table:
+        """Buffers and steps as columns."""
+        from mplan.ir.table import Table
+
+        return Table(self)
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical content; names, shapes and places do not count."""
         canonical = {

@@ -112,21 +112,12 @@ def _order(
     if found is not None and found.ordered.certificate.status == "optimal":
         return found.ordered, found.placed
     limit_s = deadline.remaining()
-    ordered = schedule(problem, region=region, solver=solver, limit_s=limit_s, seed=seed)
-    mine = ordered.certificate
-    if found is None or mine.value_bytes < found.ordered.certificate.value_bytes:
-        return ordered, None
-    theirs = found.ordered.certificate
-    strong = max((theirs, mine), key=lambda c: c.lower_bound_bytes)
-    closed = strong.lower_bound_bytes == theirs.value_bytes
-    certificate = replace(
-        theirs,
-        lower_bound_bytes=strong.lower_bound_bytes,
-        bound_kind=strong.bound_kind,
-        witness=strong.witness,
-        status="optimal" if closed else "feasible",
+    start = found.ordered if found else None
+    ordered = schedule(
+        problem, region=region, solver=solver, limit_s=limit_s, seed=seed, start=start
     )
-    return replace(found.ordered, certificate=certificate), found.placed
+    kept = found is not None and ordered.order == found.ordered.order
+    return ordered, found.placed if found and kept else None
 
 
 def _at_captured(

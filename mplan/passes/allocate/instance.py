@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from math import gcd
+from typing import TYPE_CHECKING
 
 from mplan.ir.plan import Extent, Problem
+from mplan.ir.table import exact
 from mplan.passes.allocate.chains import Chain, chains_of
+from mplan.passes.live import padded_peak, peak
+
+if TYPE_CHECKING:
+    from mplan.ir.table import Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,41 +71,25 @@ class Instance:
 
     def live(self) -> tuple[int, int]:
         """The largest number of bytes live together, and the first position where they are."""
-        changes: dict[int, int] = {}
-        for _, x in self.extents:
-            changes[x.start] = changes.get(x.start, 0) + x.high - x.low
-            changes[x.end] = changes.get(x.end, 0) - x.high + x.low
-        level = best = position = 0
-        for time in sorted(changes):
-            level += changes[time]
-            if level > best:
-                best, position = level, time
-        return best, position
+        return peak(*self._spans)
 
     def padded(self) -> tuple[int, int]:
         """``live`` with each box but one padded to the alignment that all have in common.
 
-        Offsets are multiples of it, so of boxes live together only the highest may end anywhere.
         Nothing where boxes have parts, which may fill the padding of others.
         """
-        if self.rigid:
-            return 0, 0
-        common = gcd(*(b.alignment for b in self.boxes))
-        best = position = level = 0
-        ends: list[tuple[int, int]] = []
-        pads: list[tuple[int, int]] = []
-        for b in sorted(self.boxes, key=lambda b: b.start):
-            pad = -b.size % common
-            while ends and ends[0][0] <= b.start:
-                level -= heapq.heappop(ends)[1]
-            level += b.size + pad
-            heapq.heappush(ends, (b.end, b.size + pad))
-            heapq.heappush(pads, (-pad, b.end))
-            while pads[0][1] <= b.start:
-                heapq.heappop(pads)
-            if level + pads[0][0] > best:
-                best, position = level + pads[0][0], b.start
-        return best, position
+        common = gcd(*(b.alignment for b in self.boxes)) or 1
+        return (0, 0) if self.rigid else padded_peak(*self._spans, common)
+
+    @cached_property
+    def _spans(self) -> tuple[Ints, Ints, Ints]:
+        """Start, end and bytes of each extent."""
+        extents = [x for _, x in self.extents]
+        return (
+            exact([x.start for x in extents]),
+            exact([x.end for x in extents]),
+            exact([x.high - x.low for x in extents]),
+        )
 
     def cliques(self) -> Iterator[tuple[int, ...]]:
         """The maximal sets of extents (indices) that are live together, in order of time."""

@@ -7,21 +7,25 @@ Context LLM Training" (2025): the layers of a model are found (``find``), all bu
 
 from __future__ import annotations
 
-import heapq
 import time
-from bisect import bisect, insort
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import gcd, lcm
+from typing import TYPE_CHECKING
 
 from mplan.ir.plan import Placement, Problem
 from mplan.passes.allocate import Allocated
-from mplan.passes.allocate.instance import Instance, from_problem
-from mplan.passes.live import live_peak
+from mplan.passes.live import live_peak, padded_peak, peak
 from mplan.passes.repeats.fold import Fold, Unfolded, fold
 from mplan.passes.repeats.pack import Layout, pack
 from mplan.passes.schedule import Ordered, bounds, schedule
+from mplan.passes.schedule.greedy import near_order
 from mplan.passes.schedule.instance import from_problem as steps_of
 from mplan.passes.solvers.interface import Bound, Deadline, Search
+
+if TYPE_CHECKING:
+    from mplan.ir.table import Ints
 
 #: The share of the time that the order of the kept layers may take; the same again is for addresses.
 _SHARE = 0.25
@@ -46,77 +50,110 @@ def repeat(problem: Problem, region: str, deadline: Deadline, seed: int) -> Repe
     if folded is None:
         return None
     small = schedule(
-        folded.problem, region=region, limit_s=deadline.share(_SHARE).remaining(), seed=seed
+        folded.loaded, region=region, limit_s=deadline.share(_SHARE).remaining(), seed=seed
     )
-    captured = tuple(range(len(folded.steps)))
-    ways = (folded.unfold(order) for order in dict.fromkeys((small.order, captured)))
-    peaks = [(*live_peak(problem, way.full, region), way) for way in ways if way is not None]
-    if not peaks:
+    ways = list(_ways(folded, region, small))
+    if not ways:
         return None
-    peak, position, way = min(peaks, key=lambda row: row[0])
-    solver = small.certificate.solver if way.order == small.order else "none"
-    search = Search(way.full, peak, solver, bounds.boundary(problem, region))
+    peaks = [live_peak(problem, way.full, region) for way in ways]
+    most, position = min(peaks)
+    best = [way for way, peak in zip(ways, peaks, strict=True) if peak[0] == most]
+    step = int(ways[peaks.index((most, position))].full[position])
+    way, placed = _lowest(folded, best, region, deadline, seed)
+    full: tuple[int, ...] = tuple(way.full.tolist())
+    solver = "none" if full == tuple(range(len(full))) else small.certificate.solver
+    search = Search(full, most, solver, bounds.boundary(problem, region))
     search.raise_bound(bounds.working_set(problem, region))
     if not search.closed:
-        step = way.full[position]
-        least, _ = bounds.closure(steps_of(problem, region), step)
-        search.raise_bound(Bound(least, "closure", (step,)))
+        search.raise_bound(bounds.closure_in(problem, region, step))
     certificate = search.certificate(f"schedule:{region}", seed, time.monotonic() - started)
-    return Repeated(Ordered(way.full, certificate), _place(folded, way, region, deadline, seed))
+    return Repeated(Ordered(full, certificate), placed)
+
+
+def _ways(folded: Fold, region: str, small: Ordered) -> Iterator[Unfolded]:
+    """Orders to repeat: the captured one, ``small``, and such as stay close to the captured one within
+    the peak of ``small``."""
+    instance, limit = steps_of(folded.loaded, region), small.certificate.value_bytes
+    near = (near_order(instance, limit, eager) for eager in (False, True))
+    for order in dict.fromkeys((tuple(range(instance.count)), small.order, *near)):
+        way = folded.unfold(order)
+        if way is not None:
+            yield way
+
+
+def _lowest(
+    folded: Fold, ways: Sequence[Unfolded], region: str, deadline: Deadline, seed: int
+) -> tuple[Unfolded, Allocated | None]:
+    """The way with the lowest addresses, and these."""
+    best: tuple[Unfolded, Allocated | None] = ways[0], None
+    for way in ways:
+        placed = _place(folded, way, region, deadline, seed)
+        if placed and (best[1] is None or placed.height_bytes < best[1].height_bytes):
+            best = way, placed
+            if placed.certificate.status == "optimal":
+                break
+    return best
 
 
 def repeat_captured(problem: Problem, region: str, deadline: Deadline, seed: int) -> Allocated | None:
     """Addresses of ``region`` that lie alike in each layer of the captured order, if there are layers
     to repeat and theirs do not collide."""
     folded = fold(problem, region)
-    way = folded.unfold(tuple(range(len(folded.steps)))) if folded else None
-    if folded is None or way is None or way.full != tuple(range(len(problem.steps))):
+    way = folded.unfold(tuple(range(len(folded.lineup)))) if folded else None
+    if folded is None or way is None or (way.full[1:] < way.full[:-1]).any():
         return None
     return _place(folded, way, region, deadline, seed)
 
 
 def _place(folded: Fold, way: Unfolded, region: str, deadline: Deadline, seed: int) -> Allocated | None:
+    import numpy as np
+
     started = time.monotonic()
-    problem = folded.full
-    instance = from_problem(problem, way.full, region)
-    (live, position), (padded, padded_at) = instance.live(), instance.padded()
+    problem, table = folded.full, folded.full.table
+    start, end = table.lifetimes(way.full)
+    home = table.lies_in(region)
+    held = home & (start < end) & (table.size > 0)
+    boxes = start[held], end[held], table.size[held]
+    live, position = peak(*boxes)
+    padded, padded_at = padded_peak(*boxes, _common_alignment(problem, region))
     bound = Bound(live, "live", (position,))
     if padded > live:
         bound = Bound(padded, "padded", (padded_at,))
-    at = pack(Layout(folded, way, region), bound.bytes, deadline.share(_SHARE), seed)
-    offsets = {b.buffer: at.get(b.buffer, -1) for b in instance.boxes}
-    if min(offsets.values(), default=0) < 0 or _collide(instance, list(offsets.values())):
-        return None
-    height = instance.height(list(offsets.values()))
+    at = np.where(held, pack(Layout(folded, way, region), bound.bytes, deadline.share(_SHARE), seed), 0)
+    height = int((at[held] + table.size[held]).max(initial=0))
     capacity = problem.region(region).capacity_bytes
-    if capacity is not None and height > capacity:
+    too_high = capacity is not None and height > capacity
+    if at.min(initial=0) < 0 or too_high or _collide(*boxes, at[held]):
         return None
-    placements = tuple(
-        Placement(i, region, offsets.get(i, 0), start, end)
-        for i, (b, (start, end)) in enumerate(
-            zip(problem.buffers, problem.lifetimes(way.full), strict=True)
-        )
-        if b.regions[0] == region
-    )
-    search = Search(way.full, height, "repeats", bound)
+    rows = np.stack((np.flatnonzero(home), at[home], start[home], end[home])).tolist()
+    placements = tuple(Placement(b, region, low, s, e) for b, low, s, e in zip(*rows, strict=True))
+    search = Search(placements, height, "repeats", bound)
     certificate = search.certificate(f"allocate:{region}", seed, time.monotonic() - started)
     return Allocated(placements, height, certificate)
 
 
-def _collide(instance: Instance, offsets: Sequence[int]) -> bool:
+def _common_alignment(problem: Problem, region: str) -> int:
+    own = problem.region(region).alignment
+    return gcd(*(lcm(own, a) for a in {b.alignment for b in problem.buffers if b.regions[0] == region}))
+
+
+def _collide(start: Ints, end: Ints, size: Ints, low: Ints) -> bool:
     """Whether two boxes overlap: a sweep over time with the live boxes sorted by address."""
-    live: list[tuple[int, int]] = []
-    ends: list[tuple[int, tuple[int, int]]] = []
-    for start, low, b in sorted(
-        ((b.start, low, b) for b, low in zip(instance.boxes, offsets, strict=True)),
-        key=lambda row: row[:2],
-    ):
-        while ends and ends[0][0] <= start:
-            live.remove(heapq.heappop(ends)[1])
-        entry = (low, low + b.size)
-        at = bisect(live, entry)
-        if (at and live[at - 1][1] > low) or (at < len(live) and live[at][0] < entry[1]):
+    import numpy as np
+
+    count = len(start)
+    order = np.argsort(np.concatenate((end, start)), kind="stable")  # of equal times, ends come first
+    lows, highs = low.tolist(), (low + size).tolist()
+    live: list[int] = []
+    top: dict[int, int] = {}
+    for event in order.tolist():
+        if event < count:
+            del live[bisect_left(live, lows[event])]
+            continue
+        first, last = lows[event - count], highs[event - count]
+        at = bisect_left(live, first)
+        if (at and top[live[at - 1]] > first) or (at < len(live) and live[at] < last):
             return True
-        insort(live, entry)
-        heapq.heappush(ends, (b.end, entry))
+        live.insert(at, first)
+        top[first] = last
     return False

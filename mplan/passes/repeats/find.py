@@ -10,18 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from mplan.ir.plan import Problem
+from mplan.ir.table import Table
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from mplan.ir.table import Bools, Ints
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Bools: TypeAlias = NDArray[np.bool_]
-    Ints: TypeAlias = NDArray[np.int64]
+_Int = TypeVar("_Int", int, "Ints")
 
 #: Layers that are kept when a run is folded; one more if the number of the others is odd.
 KEPT = 4
@@ -51,8 +47,8 @@ class Run:
         """The first step behind the run."""
         return self.start + self.period * self.layers
 
-    def layer(self, turn: int) -> int:
-        """The layer of a turn."""
+    def layer(self, turn: _Int) -> _Int:
+        """The layer of a turn, or of each of an array of turns."""
         return self.base - turn if self.mirrored else self.base + turn
 
     def turn(self, layer: int) -> int:
@@ -64,39 +60,42 @@ class Run:
         return (-layers if self.mirrored else layers) * self.period
 
 
-def find_runs(problem: Problem) -> tuple[Run, ...]:
-    """The runs of the most steps, in order of time, over the same layers; empty if there are none."""
-    looks = _looks(problem)
+def find_runs(table: Table, kinds: Sequence[str]) -> tuple[Run, ...]:
+    """The runs of the most steps, in order of time, over the same layers; empty if there are none.
+
+    ``kinds`` are those of the steps.
+    """
+    looks = _looks(table, kinds)
     found: list[Run] = []
     while True:
         run = _longest(looks, found)
         if run is None or (found and abs(run.layers - found[0].layers) > _SPREAD):
             break
         found.append(run)
-    return _related(problem, sorted(found, key=lambda r: r.start))
+    return _related(table, sorted(found, key=lambda r: r.start))
 
 
-def _looks(problem: Problem) -> Ints:
+def _looks(table: Table, kinds: Sequence[str]) -> Ints:
     """A number for each step; equal numbers for steps that look alike."""
     import numpy as np
 
-    numbers: dict[object, int] = {}
-    buffers = [
-        numbers.setdefault(
-            (b.size_bytes, b.regions, b.alignment, b.live_in, b.live_out, b.offset), len(numbers)
-        )
-        for b in problem.buffers
-    ]
-    return np.array(
-        [
-            numbers.setdefault(
-                (s.kind, tuple(buffers[i] for i in s.reads), tuple(buffers[i] for i in s.writes)),
-                len(numbers),
-            )
-            for s in problem.steps
-        ],
-        np.int64,
-    )
+    flags = table.live_in + 2 * table.live_out.astype(np.int64) + 4 * table.region
+    buffers = _hash(table.size) + _hash(flags)
+    numbers: dict[str, int] = {}
+    looks = _hash(np.array([numbers.setdefault(kind, len(numbers)) for kind in kinds], np.int64))
+    for side, rows in enumerate((table.reads, table.writes)):
+        np.add.at(looks, rows.owner, _hash(buffers[rows.flat] + 2 * rows.place + side))
+    return looks
+
+
+def _hash(numbers: Ints) -> Ints:
+    """``numbers`` spread over 64 bits: the last step of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    import numpy as np
+
+    x = numbers.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return (x ^ (x >> np.uint64(31))).view(np.int64)
 
 
 def _longest(looks: Ints, taken: Sequence[Run]) -> Run | None:
@@ -130,34 +129,35 @@ def _periods(looks: Ints, free: Bools) -> list[int]:
     return sorted(period for period, _ in counts.most_common(_PERIODS))
 
 
-def _related(problem: Problem, runs: Sequence[Run]) -> tuple[Run, ...]:
+def _related(table: Table, runs: Sequence[Run]) -> tuple[Run, ...]:
     """The runs that share buffers with an earlier one, and the layers that this gives their turns."""
+    import numpy as np
+
     related: list[Run] = []
-    users: dict[int, int] = {}
+    buffers = np.repeat(np.arange(len(table.size)), table.users.lengths)
+    layer = np.zeros(len(table.size), np.int64)
+    known = np.zeros(len(table.size), np.bool_)
     for run in runs:
-        pairs = Counter[tuple[int, int]]()
-        for s in range(run.start, run.end):
-            for b in problem.steps[s].touches:
-                if b in users:
-                    pairs[(s - run.start) // run.period, users[b]] += 1
-        placed = _place(run, pairs) if related else run
+        inside = (run.start <= table.users.flat) & (table.users.flat < run.end)
+        touched, turns = buffers[inside], (table.users.flat[inside] - run.start) // run.period
+        shared = known[touched]
+        placed = _place(run, turns[shared], layer[touched[shared]]) if related else run
         if placed is None:
             continue
         related.append(placed)
-        for s in range(run.start, run.end):
-            for b in problem.steps[s].touches:
-                users.setdefault(b, placed.layer((s - run.start) // run.period))
+        layer[touched[~shared][::-1]] = placed.layer(turns[~shared])[::-1]
+        known[touched] = True
     return tuple(related)
 
 
-def _place(run: Run, pairs: Counter[tuple[int, int]]) -> Run | None:
-    """``run`` with the layers of its turns, from how often each turn uses what each layer has made."""
+def _place(run: Run, turns: Ints, layers: Ints) -> Run | None:
+    """``run`` with the layers of its turns, if ``turns`` use what other runs have made for ``layers``."""
+    import numpy as np
+
     ways: list[tuple[int, Run]] = []
-    for mirrored in (False, True):
-        bases = Counter[int]()
-        for (turn, layer), count in pairs.items():
-            bases[layer + turn if mirrored else layer - turn] += count
-        if bases:
-            base, votes = bases.most_common(1)[0]
-            ways.append((votes, Run(run.start, run.period, run.layers, base, mirrored)))
+    for mirrored in (False, True) if len(turns) else ():
+        bases, votes = np.unique(layers + turns if mirrored else layers - turns, return_counts=True)
+        best = int(votes.argmax())
+        way = Run(run.start, run.period, run.layers, int(bases[best]), mirrored)
+        ways.append((int(votes[best]), way))
     return max(ways, key=lambda way: way[0])[1] if ways else None

@@ -20,13 +20,11 @@ from mplan.passes.repeats.fold import Fold, Unfolded
 from mplan.passes.solvers.interface import Deadline
 
 if TYPE_CHECKING:
-    from mplan.passes.repeats.find import Bools, Ints
+    from mplan.ir.table import Bools, Ints
 
 #: Placements in vain after which the best one is taken.
 _PATIENCE = 60
 _FAR = 2**62
-
-_Key = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +32,15 @@ class Group:
     """Rows that share an address, but for what each ``rises`` above it.
 
     In a stack, the buffers of each key in ``inner`` lie so far above the lowest of their layer, and a
-    layer ``pitch`` bytes above the one before.
+    layer ``pitch`` bytes above the one before. ``turns`` says whether even (0) and odd (1) layers belong
+    to the group.
     """
 
     rows: Ints
     rises: Ints
-    inner: Mapping[_Key, int]
+    inner: Mapping[int, int]
     pitch: int = 0
+    turns: tuple[int, ...] = (0, 1)
 
 
 class Layout:
@@ -78,29 +78,29 @@ class Layout:
 
     def _make_groups(self) -> list[Group]:
         found: list[Group] = []
-        stacks = defaultdict[tuple[int, int], dict[_Key, list[int]]](dict)
+        stacks = defaultdict[tuple[int, int], dict[int, list[int]]](dict)
         for key, members in self._alike().items():
             if not self._overlap(members, 1):
                 found.append(_group(members, [0] * len(members), {key: 0}))
             elif not self._overlap(members, 2):
                 for odd in (0, 1):
                     half = [m for m in members if self._layer(m) % 2 == odd]
-                    found.append(_group(half, [0] * len(half), {(*key, odd): 0}))
+                    found.append(_group(half, [0] * len(half), {key: 0}, turns=(odd,)))
             else:
                 stacks[self._trend(members)][key] = members
         return found + [self._stack(stack, trend) for trend, stack in stacks.items()]
 
-    def _alike(self) -> dict[_Key, list[int]]:
+    def _alike(self) -> dict[int, list[int]]:
         """Rows by what the buffers that take the same part in different layers have in common."""
-        alike = defaultdict[_Key, list[int]](list)
+        alike = defaultdict[int, list[int]](list)
         for row, buffer in enumerate(self.names):
-            alike[self.folded.key(buffer)].append(row)
+            alike[int(self.folded.key[buffer])].append(row)
         for members in alike.values():
             members.sort(key=self._layer)
         return alike
 
     def _layer(self, row: int) -> int:
-        return self.folded.layer_of(self.names[row])
+        return int(self.folded.buffer_layer[self.names[row]])
 
     def _room(self, row: int) -> int:
         return -(-self._size[row] // self.align) * self.align
@@ -115,13 +115,13 @@ class Layout:
         first, last = self._spans[members[0]], self._spans[members[-1]]
         return _sign(last[0] - first[0]), _sign(last[1] - first[1])
 
-    def _stack(self, members: Mapping[_Key, Sequence[int]], trend: tuple[int, int]) -> Group:
+    def _stack(self, members: Mapping[int, Sequence[int]], trend: tuple[int, int]) -> Group:
         """The group of a stack, with a row for the layers left out.
 
         What is born first lies at the bottom of its layer, or at the top where the stack grows down.
         """
         grows = -1 if trend[0] < 0 else 1
-        inner: dict[_Key, int] = {}
+        inner: dict[int, int] = {}
         pitch = 0
         for key, rows in sorted(members.items(), key=lambda item: grows * self._spans[item[1][0]][0]):
             inner[key] = pitch
@@ -151,10 +151,16 @@ class Layout:
         return choose(between or [low, high])
 
 
-def _group(rows: list[int], rises: list[int], inner: Mapping[_Key, int], pitch: int = 0) -> Group:
+def _group(
+    rows: list[int],
+    rises: list[int],
+    inner: Mapping[int, int],
+    pitch: int = 0,
+    turns: tuple[int, ...] = (0, 1),
+) -> Group:
     import numpy as np
 
-    return Group(np.array(rows, np.int64), np.array(rises, np.int64), inner, pitch)
+    return Group(np.array(rows, np.int64), np.array(rises, np.int64), inner, pitch, turns)
 
 
 def _sign(number: int) -> int:
@@ -187,7 +193,7 @@ def place(layout: Layout, groups: Sequence[Group]) -> Ints:
     return at
 
 
-def pack(layout: Layout, goal: int, deadline: Deadline, seed: int) -> dict[int, int]:
+def pack(layout: Layout, goal: int, deadline: Deadline, seed: int) -> Ints:
     """Offsets of all buffers by the lowest placement found; stops at the height ``goal``.
 
     A portfolio of priorities, then local search: a group at the top, or one that meets it, moves to a
@@ -209,18 +215,20 @@ def pack(layout: Layout, goal: int, deadline: Deadline, seed: int) -> dict[int, 
     return _spread(layout, at)
 
 
-def _spread(layout: Layout, at: Ints) -> dict[int, int]:
-    """The offset of every buffer, also of the layers left out, from those of the rows."""
-    bases = {
-        key: (int(at[g.rows[0]] - g.rises[0]) + above, g.pitch)
-        for g in layout.groups
-        for key, above in g.inner.items()
-    }
-    offsets: dict[int, int] = {}
-    for buffer in range(len(layout.folded.full.buffers)):
-        key, layer = layout.folded.key(buffer), layout.folded.layer_of(buffer)
-        base, pitch = bases.get(key) or bases.get((*key, layer % 2), (-1, 0))
-        offsets[buffer] = base + pitch * layer
+def _spread(layout: Layout, at: Ints) -> Ints:
+    """The offset of every buffer, also of the layers left out, from those of the rows; -1 for none."""
+    import numpy as np
+
+    keys, which = np.unique(layout.folded.key, return_inverse=True)
+    number = {key: i for i, key in enumerate(keys.tolist())}
+    bases, pitches = np.full((2, len(keys)), -1), np.zeros(len(keys), np.int64)
+    for g in layout.groups:
+        base = int(at[g.rows[0]] - g.rises[0])
+        for key, above in g.inner.items():
+            bases[list(g.turns), number[key]] = base + above
+            pitches[number[key]] = g.pitch
+    layer = layout.folded.buffer_layer
+    offsets: Ints = bases[layer % 2, which] + pitches[which] * layer
     return offsets
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mplan.ir.plan import Certificate, Problem
 from mplan.passes.live import live_peak
-from mplan.passes.schedule import bounds
+from mplan.passes.schedule import bounds, exact
 from mplan.passes.schedule.contract import Contraction
 from mplan.passes.schedule.instance import from_problem
 from mplan.passes.solvers.interface import (
@@ -36,11 +36,12 @@ def schedule(
     solver: str = "auto",
     limit_s: float = 10.0,
     seed: int = 0,
+    start: Ordered | None = None,
 ) -> Ordered:
     """The order with the lowest peak of ``region`` that ``solver`` finds within ``limit_s`` seconds.
 
     Only buffers whose first choice is ``region`` count; by default it is the first region in which
-    an order matters. The order is valid and its peak never above that of the captured order, even
+    an order matters. ``start`` is an answer known already, to be proven or improved. The order is valid and its peak never above that of the captured order, even
     without any time; Ctrl-C ends the search. Raises UserError MP215 (malformed problem),
     MP220 (unknown solver) and MP226 (sizes out of range).
     """
@@ -51,7 +52,7 @@ def schedule(
     problem.region(name)
     row = find_solver("schedule", solver)
     with graceful():
-        order, search = _search(problem, name, row.name, deadline, seed)
+        order, search = _search(problem, name, row.name, deadline, seed, start)
     certificate = search.certificate(f"schedule:{name}", seed, time.monotonic() - started)
     return Ordered(order, certificate)
 
@@ -63,7 +64,12 @@ def arena(problem: Problem) -> str:
 
 
 def _search(
-    problem: Problem, region: str, solver: str, deadline: Deadline, seed: int
+    problem: Problem,
+    region: str,
+    solver: str,
+    deadline: Deadline,
+    seed: int,
+    known: Ordered | None,
 ) -> tuple[tuple[int, ...], Search[tuple[int, ...]]]:
     """The best order and a search that holds its value (all live bytes) and bound."""
     captured = tuple(range(len(problem.steps)))
@@ -72,11 +78,17 @@ def _search(
         return captured, Search(captured, peak, "none", Bound(peak, "live", (position,)))
     found = Search(captured, peak, "none", bounds.boundary(problem, region))
     found.raise_bound(bounds.working_set(problem, region))
+    if known is not None:
+        mine = known.certificate
+        found.offer(known.order, mine.value_bytes, mine.solver)
+        found.raise_bound(Bound(mine.lower_bound_bytes, mine.bound_kind, mine.witness))
     if solver == "none" or found.closed:
-        return captured, found
+        return found.answer, found
     small = Contraction(from_problem(problem, region))
-    start = small.project(captured)
+    start = small.project(found.answer)
     inner = Search(start, small.instance.peak(start), "greedy", found.bound)
+    if known is not None:
+        exact.prove(small.instance, inner, deadline)
     run_solver(find_solver("schedule", solver), small.instance, inner, deadline, seed)
     order = small.expand(inner.answer)
     found.offer(order, live_peak(problem, order, region)[0], inner.solver)
@@ -89,7 +101,7 @@ def _adopt(found: Search[tuple[int, ...]], bound: Bound, small: Contraction) -> 
 
     The end of the order, which contraction may have made a step, is none: such a cut has no witness.
     """
-    if bound.kind == "closure":
+    if bound.kind == "closure" and bound != found.bound:
         origin = small.origin(bound.witness[0])
         kind, witness = ("exhaustive", ()) if origin is None else ("closure", (origin,))
         bound = Bound(bound.bytes, kind, witness)

@@ -9,33 +9,77 @@ which buffers are hyperedges (a project-selection network in the manner of Picar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mplan.ir.plan import Problem
+from mplan.ir.table import Table
 from mplan.passes.schedule.instance import Instance
 from mplan.passes.solvers.interface import Bound
 from mplan.passes.solvers.maxflow import MinCut
 
+if TYPE_CHECKING:
+    from mplan.ir.table import Bools
+
 
 def working_set(problem: Problem, region: str) -> Bound:
     """The largest working set of a step, as ``ir/check`` replays it."""
-    home = [b.regions[0] == region for b in problem.buffers]
-    sizes = [b.size_bytes if mine else 0 for b, mine in zip(problem.buffers, home, strict=True)]
-    pinned = {i for i, b in enumerate(problem.buffers) if b.live_in and b.live_out}
-    base = sum(sizes[i] for i in pinned)
-    best = Bound(0, "working_set", (0,))
-    for index, step in enumerate(problem.steps):
-        needed = base + sum(sizes[i] for i in step.touches - pinned)
-        if needed > best.bytes:
-            best = Bound(needed, "working_set", (index,))
-    return best
+    import numpy as np
+
+    table = problem.table
+    pinned = table.live_in & table.live_out
+    size = np.where(table.lies_in(region), table.size, 0)
+    needed = np.zeros(max(table.steps, 1), size.dtype)
+    moving = np.repeat(~pinned, table.users.lengths)
+    np.add.at(needed, table.users.flat[moving], np.repeat(size, table.users.lengths)[moving])
+    step = int(needed.argmax())
+    return Bound(int(needed[step] + size[pinned].sum()), "working_set", (step,))
 
 
 def boundary(problem: Problem, region: str) -> Bound:
     """The bytes that every order holds before its first step, or after its last."""
-    mine = [b for b in problem.buffers if b.regions[0] == region]
-    start = sum(b.size_bytes for b in mine if b.live_in)
-    end = sum(b.size_bytes for b in mine if b.live_out)
-    return Bound(max(start, end), "boundary")
+    table = problem.table
+    mine = table.lies_in(region)
+    ends = (int(table.size[mine & there].sum()) for there in (table.live_in, table.live_out))
+    return Bound(max(ends), "boundary")
+
+
+def closure_in(problem: Problem, region: str, step: int) -> Bound:
+    """``closure`` of a problem's step, without an instance of all its blocks."""
+    import numpy as np
+
+    table = problem.table
+    early, late = _around(table, step)
+    free = ~(early | late)
+    users, size = table.users, np.where(table.lies_in(region), table.size, 0)
+    unused = users.lengths == 0
+    begun = table.live_in | users.any(early) | (table.live_out & unused)
+    needed = table.live_out | users.any(late)
+    cut = MinCut(infinity=int(size.sum()) + 1)
+    nodes = {s: cut.node() for s in np.flatnonzero(free).tolist()}
+    for s, node in nodes.items():
+        for p in table.after.row(s):
+            if p in nodes:
+                cut.arc(node, nodes[p])
+    for b in np.flatnonzero(users.any(free) & ~(begun & needed) & (size > 0)).tolist():
+        touch = [nodes[s] for s in users.row(b) if s in nodes]
+        cut.charge(int(size[b]), [] if begun[b] else touch, [] if needed[b] else touch)
+    value, _ = cut.solve()
+    return Bound(int(size[begun & needed].sum()) + value, "closure", (step,))
+
+
+def _around(table: Table, step: int) -> tuple[Bools, Bools]:
+    """The steps that run before ``step`` in every order, and those that run after it; itself in both."""
+    import numpy as np
+
+    flat, at = table.after.flat.tolist(), table.after.at.tolist()
+    early, late = ([s == step for s in range(table.steps)] for _ in range(2))
+    for s in range(step, -1, -1):
+        if early[s]:
+            for p in flat[at[s] : at[s + 1]]:
+                early[p] = True
+    for s in range(step + 1, table.steps):
+        late[s] = any(late[p] for p in flat[at[s] : at[s + 1]])
+    return np.array(early, np.bool_), np.array(late, np.bool_)
 
 
 def closure(instance: Instance, step: int, largest: bool = False) -> tuple[int, list[int]]:

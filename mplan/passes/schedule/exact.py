@@ -32,12 +32,23 @@ _IMPLIED_SHARE = 0.5
 _MAX_STEPS = 12_000
 
 
-def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int) -> None:
+def prove(instance: Instance, search: Search[Order], deadline: Deadline) -> None:
+    """Close ``search`` if little effort is enough."""
+    run(instance, search, deadline, 0, _FIRST_STATES)
+
+
+def run(
+    instance: Instance,
+    search: Search[Order],
+    deadline: Deadline,
+    seed: int,
+    last_states: int = _LAST_STATES,
+) -> None:
     """Improve ``search`` until it is closed or too hard, or time is up; the bound is ``exhaustive``."""
     parts = _parts(instance, search.answer)
     while not search.closed and not deadline.expired:
         worst = max(parts, key=lambda part: part.best)
-        if worst.states > _LAST_STATES or len(worst.steps) > _MAX_STEPS:
+        if worst.states > last_states or len(worst.steps) > _MAX_STEPS:
             return
         worst.low = max(worst.low, search.bound.bytes)
         if worst.low < worst.best:

@@ -104,6 +104,20 @@ def eager_order(instance: Instance, limit_bytes: int) -> Order:
     return tuple(front.order)
 
 
+def near_order(instance: Instance, limit_bytes: int, eager: bool) -> Order:
+    """The given order, except that a step waits as long as it exceeds ``limit_bytes`` and another one
+    does not; if ``eager``, those that free what they allocate come first."""
+    front = Front(instance)
+
+    def rank(s: int) -> tuple[bool, bool, int]:
+        waits = eager and front.allocates[s] > front.frees[s]
+        return front.live + front.allocates[s] > limit_bytes, waits, s
+
+    while front.ready:
+        front.run(min(front.ready, key=rank))
+    return tuple(front.order)
+
+
 def _push_frugal(front: Front, heap: list[tuple[int, int]], step: int) -> None:
     if front.allocates[step] <= front.frees[step]:
         heapq.heappush(heap, (front.allocates[step], step))

@@ -124,7 +124,7 @@ def test_overlap_names_both_buffers_and_the_bytes() -> None:
     )
     (violation,) = check(*chain(placements=placements))
     assert violation.reason == "overlap"
-    assert violation.message == "y and x share bytes [8, 16) of sram at 0"
+    assert violation.message == "x and y share bytes [8, 16) of sram at 0"
 
 
 def test_touching_in_time_or_space_is_no_overlap() -> None:

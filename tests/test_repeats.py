@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mplan.ir.check import check
 from mplan.ir.plan import Buffer, Plan, Problem, Region, Step
+from mplan.passes.live import live_peak
 from mplan.passes.planner import place, solve
 from mplan.passes.repeats import repeat
 from mplan.passes.repeats.find import Run, find_runs
 from mplan.passes.repeats.fold import fold
 from mplan.passes.solvers.interface import Deadline
-from tests.problems import is_valid
+from tests.problems import is_valid, live_bytes
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from planner_generated import gpt_training
 
 LAYERS = (8, 9, 24, 96)
 
@@ -171,6 +178,30 @@ def test_captured_order_unfolds_to_itself_and_others_stay_valid(make) -> None:
             unfolded += 1
             assert is_valid(problem, other.full.tolist())
     assert unfolded
+
+
+@pytest.mark.parametrize("make", (inference, training, gpt_training))
+def test_the_bytes_of_the_layers_left_out_count_where_they_pile_up(make) -> None:
+    """At the captured order each kept step holds what it holds in the whole problem."""
+    model = make(20)
+    problem = model if isinstance(model, Problem) else model.problem()
+    folded = fold(problem, "arena")
+    whole = live_bytes(problem, range(len(problem.steps)), "arena")
+    loaded = live_bytes(folded.loaded, range(len(folded.lineup)), "arena")
+    for held, step in zip(loaded, folded.lineup, strict=True):
+        if step >= 0:
+            assert held == whole[folded.steps[step]]
+    assert max(loaded) == max(whole)
+
+
+def test_an_order_that_few_layers_do_not_need_is_found() -> None:
+    """In the whole model the loss must wait: with the layers left out, memory peaks elsewhere."""
+    problem = gpt_training(96)
+    captured = live_peak(problem, range(len(problem.steps)), "arena")[0]
+    plan = solve(problem, limit_s=20)
+    assert plan.status == "optimal"
+    assert plan.certificate("schedule:arena").value_bytes < captured
+    assert plan.certificate("allocate:arena").solver == "repeats"
 
 
 @pytest.mark.parametrize("layer", (0, 5, 11))

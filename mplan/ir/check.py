@@ -1,22 +1,32 @@
 """An independent replay of a plan: it shares no code with the passes that made it.
 
 ``check`` recomputes lifetimes, overlaps, capacities, heights and bounds from the problem alone and
-names each condition that fails. It imports nothing but ``ir/plan.py`` and its own ``ir/closure.py``.
+names each condition that fails. It imports nothing but ``ir/plan.py`` and its own ``ir/replay.py`` and
+``ir/closure.py``.
 """
 
 from __future__ import annotations
 
 import bisect
-import heapq
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from math import gcd, lcm
 from typing import Any
 
 from mplan.ir.closure import closure
-from mplan.ir.plan import Certificate, Placement, Plan, PlanFile, Problem, content_digest, summary
+from mplan.ir.plan import (
+    Buffer,
+    Certificate,
+    Placement,
+    Plan,
+    PlanFile,
+    Problem,
+    Region,
+    content_digest,
+    summary,
+)
+from mplan.ir.replay import Replay
 
 #: Code and name of each condition; the name is stable and is what tests and JSON use.
 REASONS = {
@@ -63,7 +73,7 @@ def check(problem: Problem, plan: Plan) -> tuple[Violation, ...]:
     structural = (*_check_order(problem, plan), *_check_references(problem, plan))
     if structural:
         return found + structural
-    replay = _Replay(problem, plan)
+    replay = _Checks(problem, plan)
     checks = (
         replay.addresses,
         replay.lifetimes,
@@ -105,8 +115,9 @@ def _faults(problem: Problem) -> Iterator[Violation]:
     for region in problem.regions:
         if region.alignment < 1 or (region.capacity_bytes or 0) < 0:
             yield Violation("problem", f"region {region.name} has a bad alignment or capacity")
+    known = frozenset(names)
     for b in problem.buffers:
-        if b.size_bytes < 0 or b.alignment < 1 or not b.regions or set(b.regions) - set(names):
+        if b.size_bytes < 0 or b.alignment < 1 or not b.regions or not known.issuperset(b.regions):
             yield Violation("problem", f"buffer {b.name} has a bad size, alignment or region")
         if b.lifetime is not None and not 0 <= b.lifetime[0] <= b.lifetime[1]:
             yield Violation("problem", f"buffer {b.name} has the lifetime {b.lifetime}")
@@ -117,11 +128,14 @@ def _faults(problem: Problem) -> Iterator[Violation]:
             if not (at <= gap.start < gap.end <= last and 0 <= gap.low <= gap.high <= b.size_bytes):
                 yield Violation("problem", f"buffer {b.name} has a bad gap at {gap.start}")
             at = gap.end
+    count = len(problem.buffers)
     for i, step in enumerate(problem.steps):
-        if any(not 0 <= b < len(problem.buffers) for b in step.touches):
-            yield Violation("problem", f"step {step.name} touches a buffer that does not exist")
-        if any(not 0 <= p < i for p in step.after):
-            yield Violation("problem", f"step {step.name} follows a step that is not before it")
+        for touched in (*step.reads, *step.writes):
+            if not 0 <= touched < count:
+                yield Violation("problem", f"step {step.name} touches a buffer that does not exist")
+        for p in step.after:
+            if not 0 <= p < i:
+                yield Violation("problem", f"step {step.name} follows a step that is not before it")
     members = [i for group in problem.adjacent for i in group]
     if len(set(members)) != len(members) or set(members) - set(range(len(problem.buffers))):
         yield Violation("problem", "adjacent groups share a buffer or name one that does not exist")
@@ -134,7 +148,9 @@ def _check_order(problem: Problem, plan: Plan) -> Iterator[Violation]:
     if sorted(plan.order) != list(range(len(steps))):
         yield Violation("order", f"the order is not a permutation of the {len(steps)} steps")
         return
-    position = {step: p for p, step in enumerate(plan.order)}
+    position = [0] * len(steps)
+    for p, index in enumerate(plan.order):
+        position[index] = p
     for i, step in enumerate(steps):
         for before in step.after:
             if position[before] > position[i]:
@@ -161,71 +177,72 @@ def _check_references(problem: Problem, plan: Plan) -> Iterator[Violation]:
         yield Violation("reference", "the heights name a region twice or one that does not exist")
 
 
-class _Replay:
-    """The derived facts that the checks share: true lifetimes and placements by buffer."""
+class _Checks(Replay):
+    """The conditions that a plan must keep; each yields what breaks it."""
 
-    def __init__(self, problem: Problem, plan: Plan) -> None:
-        self.problem = problem
-        self.plan = plan
-        self.touched: dict[int, list[int]] = defaultdict(list)
-        for position, index in enumerate(plan.order):
-            for buffer in problem.steps[index].touches:
-                self.touched[buffer].append(position)
-        self.spans = [self._span(i) for i in range(len(problem.buffers))]
-        self.segments: dict[int, list[Any]] = defaultdict(list)
-        for placement in sorted(plan.placements, key=lambda p: (p.start, p.end)):
-            self.segments[placement.buffer].append(placement)
-        self.followers = {i for group in problem.adjacent for i in group[1:]}
-
-    def _span(self, i: int) -> tuple[int, int]:
-        b, touched = self.problem.buffers[i], self.touched[i]
-        if b.lifetime is not None:
-            return b.lifetime
-        start = touched[0] if touched and not b.live_in else 0
-        end = touched[-1] + 1 if touched else int(b.live_in and bool(self.problem.steps))
-        return start, self.problem.horizon if b.live_out else end
+    def _placements(self, mask: Any) -> Iterator[tuple[Placement, Buffer, Region]]:
+        """The placements that ``mask`` marks, with their buffers and regions."""
+        for i in mask.nonzero()[0].tolist():
+            p = self.plan.placements[i]
+            yield p, self.problem.buffers[p.buffer], self.problem.region(p.region)
 
     def addresses(self) -> Iterator[Violation]:
-        for p in self.plan.placements:
-            b, region = self.problem.buffers[p.buffer], self.problem.region(p.region)
-            common = 1 if p.buffer in self.followers else region.alignment
-            if p.offset < 0 or p.offset % b.alignment or p.offset % common:
-                needed = f"{b.alignment} (buffer), {common} (region)"
-                yield Violation("alignment", f"{b.name} lies at {p.offset}; alignment: {needed}")
-            if b.offset is not None and p.offset != b.offset and p.region in b.regions:
+        """Alignment, fixed offsets, allowed regions and capacities."""
+        import numpy as np
+
+        problem, ends = self.problem, self.offset + self.size[self.buffer]
+        own = self.column(b.alignment for b in problem.buffers)[self.buffer]
+        common = self.column(r.alignment for r in problem.regions)[self.region]
+        leads = ~np.isin(self.buffer, list(self.followers))
+        skewed = (self.offset % own != 0) | (leads & (self.offset % common != 0))
+        for p, b, region in self._placements((self.offset < 0) | skewed):
+            needed = f"{b.alignment} (buffer), {1 if p.buffer in self.followers else region.alignment}"
+            message = f"{b.name} lies at {p.offset}; alignment: {needed} (region)"
+            yield Violation("alignment", message)
+        fixed = np.array([b.offset is not None for b in problem.buffers], np.bool_)
+        for p, b, _ in self._placements(fixed[self.buffer]):
+            if p.offset != b.offset and p.region in b.regions:
                 yield Violation("fixed_offset", f"{b.name} lies at {p.offset}, must at {b.offset}")
-            if region.addressable and p.region not in b.regions:
+        for p, b, region in self._placements(~self.usable):
+            if region.addressable:
                 yield Violation("region", f"{b.name} lies in {p.region}, allowed: {b.regions}")
-            end = p.offset + b.size_bytes
-            full = region.capacity_bytes is not None and end > region.capacity_bytes
-            if full and self._holds(p):
-                limit = f"{p.region} has {region.capacity_bytes or 0:,} B"
-                yield Violation("capacity", f"{b.name} ends at {end:,} B, {limit}")
+        room = [r.capacity_bytes for r in problem.regions]
+        limit = self.column(0 if r is None else r for r in room)[self.region]
+        limited = np.array([r is not None for r in room], np.bool_)[self.region]
+        for p, b, region in self._placements(self.holds & limited & (ends > limit)):
+            message = f"{p.region} has {region.capacity_bytes or 0:,} B"
+            yield Violation("capacity", f"{b.name} ends at {p.offset + b.size_bytes:,} B, {message}")
 
     def lifetimes(self) -> Iterator[Violation]:
-        for i, b in enumerate(self.problem.buffers):
-            start, end = self.spans[i]
-            segments = self.segments[i]
-            first, last = segments[0].start, max(s.end for s in segments)
-            if (first, last) != (start, end):
-                yield Violation(
-                    "lifetime",
-                    f"{b.name} is placed during [{first}, {last}), lives [{start}, {end})",
-                )
-            if any(s.start > s.end for s in segments):
-                yield Violation("lifetime", f"{b.name} has a placement that ends before it starts")
-            for position in self.touched[i]:
-                if not any(s.start <= position < s.end and self._usable(s) for s in segments):
-                    message = f"{b.name} is touched at position {position} where it is not addressable"
-                    yield Violation("use_after_eviction", message)
+        """Every buffer is placed for its lifetime, and addressable wherever it is touched."""
+        import numpy as np
 
-    def _usable(self, segment: Any) -> bool:
-        allowed = self.problem.buffers[segment.buffer].regions
-        return self.problem.region(segment.region).addressable and segment.region in allowed
+        buffers = self.problem.buffers
+        first, last = self.first.copy(), self.last.copy()
+        first[self.buffer], last[self.buffer] = self.start, self.end
+        np.minimum.at(first, self.buffer, self.start)
+        np.maximum.at(last, self.buffer, self.end)
+        for i in np.flatnonzero((first != self.first) | (last != self.last)).tolist():
+            placed = f"[{first[i]}, {last[i]}), lives [{self.first[i]}, {self.last[i]})"
+            yield Violation("lifetime", f"{buffers[i].name} is placed during {placed}")
+        for _, b, _ in self._placements(self.start > self.end):
+            yield Violation("lifetime", f"{b.name} has a placement that ends before it starts")
+        there = np.zeros(len(buffers), np.int64)
+        there[self.buffer] = np.arange(len(self.buffer))
+        at = there[self.touched]
+        reached = self.usable[at] & (self.start[at] <= self.touching) & (self.touching < self.end[at])
+        for k in np.flatnonzero(~reached).tolist():
+            i, position = int(self.touched[k]), int(self.touching[k])
+            segments = self.segments[i]
+            if not any(s.start <= position < s.end and self.is_usable(s) for s in segments):
+                message = f"is touched at position {position} where it is not addressable"
+                yield Violation("use_after_eviction", f"{buffers[i].name} {message}")
 
     def copies(self) -> Iterator[Violation]:
+        """Buffers change regions by copies, from where they lie to where they will."""
         arrivals = {(t.buffer, t.step, t.target) for t in self.plan.transfers}
-        for i, segments in self.segments.items():
+        moves = len(self.plan.placements) > len(self.problem.buffers)
+        for i, segments in self.segments.items() if moves else ():
             for s in segments[1:]:
                 if (i, s.start, s.region) not in arrivals:
                     name = self.problem.buffers[i].name
@@ -243,10 +260,11 @@ class _Replay:
     def freshness(self) -> Iterator[Violation]:
         """A copy where steps do not write must not be brought back after a write elsewhere."""
         for t in self.plan.transfers:
+            positions = self.touching[self.touched == t.buffer].tolist()
             for s in self.segments[t.buffer]:
-                if s.region != t.source or not s.start < t.step <= s.end or self._usable(s):
+                if s.region != t.source or not s.start < t.step <= s.end or self.is_usable(s):
                     continue
-                written = [p for p in self.touched[t.buffer] if s.start <= p < t.step]
+                written = [p for p in positions if s.start <= p < t.step]
                 steps = [self.problem.steps[self.plan.order[p]] for p in written]
                 if any(t.buffer in step.writes for step in steps):
                     name = self.problem.buffers[t.buffer].name
@@ -254,78 +272,60 @@ class _Replay:
                     yield Violation("stale_copy", f"{message}, but was written since {s.start}")
 
     def overlaps(self) -> Iterator[Violation]:
-        by_region = defaultdict(list)
-        for p in self.plan.placements:
-            for start, end, low, high in self._held(p):
-                by_region[p.region].append((start, end, p.offset + low, p.offset + high, p.buffer))
-        for region, boxes in by_region.items():
-            yield from self._sweep(region, sorted(boxes))
+        """Boxes of one region that are there at the same time are disjoint."""
+        for region, index in self.regions.items():
+            yield from self._sweep(region, self.region[self.of] == index)
 
-    def _held(self, p: Placement) -> Iterator[tuple[int, int, int, int]]:
-        """Start, end, low and high of what the buffer holds of its bytes where it is placed."""
-        b = self.problem.buffers[p.buffer]
-        cuts = {p.start, p.end} | {t for g in b.gaps for t in (g.start, g.end) if p.start < t < p.end}
-        for start, end in pairwise(sorted(cuts)):
-            low, high = 0, b.size_bytes
-            for gap in b.gaps:
-                if gap.start <= start < gap.end:
-                    low, high = gap.low, gap.high
-            if low < high:
-                yield start, end, low, high
+    def _sweep(self, region: str, mine: Any) -> Iterator[Violation]:
+        """Walk through time with the disjoint boxes that are there sorted by address; one that meets
+        another is reported and left out."""
+        import numpy as np
 
-    def _holds(self, p: Placement) -> bool:
-        """Whether the buffer holds anything where it is placed; else it takes no room."""
-        return any(True for _ in self._held(p))
+        base = self.offset[self.of[mine]]
+        lows, highs = (base + self.low[mine]).tolist(), (base + self.high[mine]).tolist()
+        times = np.concatenate((self.until[mine], self.begin[mine]))  # of equal times, ends come first
+        there: list[int] = []
+        box: dict[int, int] = {}
+        for event in np.argsort(times, kind="stable").tolist():
+            if event < len(lows):
+                if box.get(lows[event]) == event:
+                    del there[bisect.bisect_left(there, lows[event])], box[lows[event]]
+                continue
+            new = event - len(lows)
+            low, high = lows[new], highs[new]
+            at = bisect.bisect_left(there, low)
+            near = [box[x] for x in there[max(at - 1, 0) : at + 1]]
+            met = next((k for k in near if lows[k] < high and low < highs[k]), None)
+            if met is None:
+                there.insert(at, low)
+                box[low] = new
+                continue
+            pair = self.buffer[self.of[mine][[met, new]]].tolist()
+            names = " and ".join(self.problem.buffers[i].name for i in pair)
+            common = f"[{max(low, lows[met])}, {min(high, highs[met])})"
+            message = f"{names} share bytes {common} of {region} at {times[event]}"
+            yield Violation("overlap", message)
 
     def groups(self) -> Iterator[Violation]:
         """The buffers of a group lie one directly behind the other wherever steps can touch them."""
         for group in self.problem.adjacent:
             places, below = set(), 0
             for i in group:
-                usable = [s for s in self.segments[i] if self._usable(s)]
+                usable = [s for s in self.segments[i] if self.is_usable(s)]
                 places |= {(s.region, s.offset - below) for s in usable}
                 below += self.problem.buffers[i].size_bytes
             if len(places) > 1:
                 names = ", ".join(self.problem.buffers[i].name for i in group)
                 yield Violation("adjacent", f"{names} do not lie one directly behind the other")
 
-    def _sweep(self, region: str, boxes: list[tuple[int, int, int, int, int]]) -> Iterator[Violation]:
-        """Walk through time with the live address intervals sorted; neighbours must be disjoint."""
-        live: list[tuple[int, int, int]] = []
-        leaving: list[tuple[int, tuple[int, int, int]]] = []
-        for start, end, low, high, buffer in boxes:
-            while leaving and leaving[0][0] <= start:
-                del live[bisect.bisect_left(live, heapq.heappop(leaving)[1])]
-            entry = (low, high, buffer)
-            for other_low, other_high, other in _neighbours(live, entry):
-                if other_low < high and low < other_high:
-                    names = [self.problem.buffers[i].name for i in (other, buffer)]
-                    common = f"[{max(low, other_low)}, {min(high, other_high)})"
-                    message = f"{names[0]} and {names[1]} share bytes {common} of {region} at {start}"
-                    yield Violation("overlap", message)
-            bisect.insort(live, entry)
-            heapq.heappush(leaving, (end, entry))
-
     def heights(self) -> Iterator[Violation]:
-        tops = {r.name: 0 for r in self.problem.regions}
-        for p in self.plan.placements:
-            if self._holds(p):
-                end = p.offset + self.problem.buffers[p.buffer].size_bytes
-                tops[p.region] = max(tops[p.region], end)
-        for region, top in tops.items():
+        """The stated heights are the highest ends."""
+        ends = self.offset + self.size[self.buffer]
+        for region, index in self.regions.items():
+            top = int(ends[self.holds & (self.region == index)].max(initial=0))
             stated = dict(self.plan.peaks).get(region, 0)
             if stated != top:
                 yield Violation("height", f"{region} is {top:,} B high, the plan says {stated:,} B")
-
-    def live_levels(self, region: str) -> tuple[list[int], list[int]]:
-        """The positions where the bytes placed in ``region`` change, and the bytes from there on."""
-        delta = {0: 0}
-        for p in self.plan.placements:
-            for start, end, low, high in self._held(p) if p.region == region else ():
-                delta[start] = delta.get(start, 0) + high - low
-                delta[end] = delta.get(end, 0) - high + low
-        positions = sorted(delta)
-        return positions, list(accumulate(delta[p] for p in positions))
 
     def bounds(self) -> Iterator[Violation]:
         subjects = [c.subject for c in self.plan.certificates]
@@ -342,7 +342,7 @@ class _Replay:
             return "it names no region"
         if decision not in ("schedule", "allocate"):
             return f"unknown decision {decision!r}"
-        live = max(self.live_levels(region)[1])
+        live = int(self.live_levels(region)[1].max())
         value = live if decision == "schedule" else self.plan.peak_bytes(region)
         if c.value_bytes != value:
             return f"it states {c.value_bytes:,} B, the plan has {value:,} B"
@@ -363,7 +363,7 @@ class _Replay:
             "fixed": (None, lambda: self._fixed_end(region)),
             "boundary": (None, lambda: self._boundary(region)),
             "working_set": (steps, lambda: self._working_set(c.witness[0], region)),
-            "closure": (steps, lambda: closure(self.problem, c.witness[0], self._home(region))),
+            "closure": (steps, lambda: self._closure(c.witness[0], region)),
         }
         if c.bound_kind == "exhaustive":
             return ""
@@ -384,22 +384,24 @@ class _Replay:
         return ""
 
     def _live_at(self, position: int, region: str) -> int:
-        positions, levels = self.live_levels(region)
-        return levels[bisect.bisect_right(positions, position) - 1]
+        times, levels = self.live_levels(region)
+        return int(levels[times.searchsorted(position, "right") - 1])
 
     def _padded_at(self, position: int, region: str) -> int:
         """Bytes live at ``position`` when each buffer but the highest is padded to the alignment that
         all of ``region`` have in common; nothing where gaps or adjacent buffers let others in there."""
-        home = [p for p in self.plan.placements if p.region == region and self._holds(p)]
-        occupied = [(self.problem.buffers[p.buffer], held) for p in home for held in self._held(p)]
-        whole = all((low, high) == (0, b.size_bytes) for b, (_, _, low, high) in occupied)
-        if len(occupied) > len(home) or not whole or self.followers & {p.buffer for p in home}:
+        import numpy as np
+
+        mine = self.region[self.of] == self.regions[region]
+        owner, size = self.buffer[self.of[mine]], (self.high - self.low)[mine]
+        apart = len(np.unique(self.of[mine])) == len(owner) and not self.followers & set(owner.tolist())
+        if not apart or (size != self.size[owner]).any():
             return 0
         own = self.problem.region(region).alignment
-        common = gcd(*(lcm(b.alignment, own) for b, _ in occupied)) or 1
-        live = [b.size_bytes for b, (start, end, *_) in occupied if start <= position < end]
-        pads = [-size % common for size in live]
-        return sum(live) + sum(pads) - max(pads, default=0)
+        common = gcd(*(lcm(own, a) for a in {self.problem.buffers[i].alignment for i in owner})) or 1
+        live = size[(self.begin[mine] <= position) & (position < self.until[mine])]
+        pads = -live % common
+        return int(live.sum() + pads.sum() - pads.max(initial=0))
 
     def _fixed_end(self, region: str) -> int:
         """The highest end of a buffer that must lie in ``region`` and has a fixed offset, its own or
@@ -411,22 +413,21 @@ class _Replay:
             places = dict(zip(group, below, strict=False))
             for base in [fixed[i] - places[i] for i in group if i in fixed]:
                 fixed |= {i: base + place for i, place in places.items()}
+        held = set(self.buffer[self.of].tolist())
         ends = (
             fixed[i] + b.size_bytes
             for i, b in enumerate(buffers)
-            if b.regions == (region,) and i in fixed and any(map(self._holds, self.segments[i]))
+            if b.regions == (region,) and i in fixed and i in held
         )
         return max(ends, default=0)
 
     def _boundary(self, region: str) -> int:
         """Bytes live before the first step or after the last, whichever is more."""
-        home = [self.problem.buffers[i] for i in self._home(region)]
-        start = sum(b.size_bytes for b in home if b.live_in)
-        return max(start, sum(b.size_bytes for b in home if b.live_out))
+        home = self.home(region)
+        return max(int(self.size[home & there].sum()) for there in (self.live_in, self.live_out))
 
-    def _home(self, region: str) -> frozenset[int]:
-        """The buffers that lie in ``region``, where no buffer changes regions."""
-        return frozenset(p.buffer for p in self.plan.placements if p.region == region)
+    def _closure(self, index: int, region: str) -> int:
+        return closure(self.problem, index, frozenset(self.home(region).nonzero()[0].tolist()))
 
     def _working_set(self, index: int, region: str) -> int:
         """Bytes that must be live while step ``index`` runs, whatever the order.
@@ -434,25 +435,13 @@ class _Replay:
         Buffers that are live throughout count beside those that the step touches; if the plan moves
         buffers, only those that the step touches and that may lie nowhere else.
         """
-        touched = self.problem.steps[index].touches
-        home = self._home(region)
-        total = 0
-        for i, b in enumerate(self.problem.buffers):
-            if self.plan.transfers:
-                needed = i in touched and b.regions == (region,)
-            else:
-                needed = i in home and (i in touched or (b.live_in and b.live_out))
-            total += b.size_bytes if needed else 0
-        return total
+        import numpy as np
 
-
-def _neighbours(
-    live: list[tuple[int, int, int]], entry: tuple[int, int, int]
-) -> Iterator[tuple[int, int, int]]:
-    """Live intervals that may overlap ``entry``: the one below and all that start inside."""
-    at = bisect.bisect_left(live, entry)
-    if at:
-        yield live[at - 1]
-    while at < len(live) and live[at][0] < entry[1]:
-        yield live[at]
-        at += 1
+        touched = np.zeros(len(self.size), np.bool_)
+        touched[list(self.problem.steps[index].touches)] = True
+        if self.plan.transfers:
+            only = [b.regions == (region,) for b in self.problem.buffers]
+            needed = touched & np.array(only, np.bool_)
+        else:
+            needed = self.home(region) & (touched | (self.live_in & self.live_out))
+        return int(self.size[needed].sum())

@@ -17,38 +17,40 @@ def closure(problem: Problem, index: int, home: frozenset[int]) -> int:
     its size if it has begun and is still needed, so the least is a minimum cut between the steps
     before (source) and after (sink), in which buffers are hyperedges.
     """
-    before, after = _ancestors(problem, index), _descendants(problem, index)
-    early, late = before | {index}, after | {index}
-    nodes = {s: s + 2 for s in range(len(problem.steps)) if s not in early and s not in late}
-    users: dict[int, set[int]] = {i: set() for i in home}
+    steps = problem.steps
+    early, late = _ancestors(problem, index), _descendants(problem, index)
+    begun, needed = ({i for s in side for i in steps[s].touches} for side in (early, late))
     network = _Network()
-    for s, step in enumerate(problem.steps):
-        for i in step.touches & home:
-            users[i].add(s)
-        for p in step.after:
-            if s in nodes and p in nodes:
-                network.arc(nodes[s], nodes[p], None)
-    fixed, fresh = 0, len(problem.steps) + 2
-    for i, touch in users.items():
+    nodes = {s: s + 2 for s in range(len(steps)) if s not in early and s not in late}
+    users: dict[int, list[int]] = defaultdict(list)
+    for s, node in nodes.items():
+        for i in steps[s].touches & home:
+            users[i].append(node)
+        for p in steps[s].after:
+            if p in nodes:
+                network.arc(node, nodes[p], None)
+    fixed, fresh = 0, len(steps) + 2
+    for i in home:
         b = problem.buffers[i]
-        begun = b.live_in or bool(touch & early) or (b.live_out and not touch)
-        needed = b.live_out or bool(touch & late)
-        if begun and needed:
+        idle = b.live_out and i not in begun and i not in needed and i not in users
+        starts, ends = b.live_in or i in begun or idle, b.live_out or i in needed
+        if starts and ends:
             fixed += b.size_bytes
-        elif touch & nodes.keys():
-            start, end = (0 if begun else fresh), (1 if needed else fresh + 1)
+        elif i in users:
+            start, end = (0 if starts else fresh), (1 if ends else fresh + 1)
             fresh += 2
             network.arc(start, end, b.size_bytes)
-            for s in touch & nodes.keys():
-                if not begun:
-                    network.arc(nodes[s], start, None)
-                if not needed:
-                    network.arc(end, nodes[s], None)
+            for node in users[i]:
+                if not starts:
+                    network.arc(node, start, None)
+                if not ends:
+                    network.arc(end, node, None)
     return fixed + network.cut(0, 1)
 
 
 def _ancestors(problem: Problem, index: int) -> set[int]:
-    seen: set[int] = set()
+    """The steps that ``index`` follows, and itself."""
+    seen: set[int] = {index}
     stack = [index]
     while stack:
         new = set(problem.steps[stack.pop()].after) - seen
@@ -58,12 +60,12 @@ def _ancestors(problem: Problem, index: int) -> set[int]:
 
 
 def _descendants(problem: Problem, index: int) -> set[int]:
-    """The steps that follow ``index``; steps stand in a valid order."""
+    """The steps that follow ``index``, and itself; steps stand in a valid order."""
     seen: set[int] = {index}
     for s in range(index + 1, len(problem.steps)):
         if not seen.isdisjoint(problem.steps[s].after):
             seen.add(s)
-    return seen - {index}
+    return seen
 
 
 class _Network:

@@ -171,7 +171,7 @@ class Problem:
                 + [astuple(gap) for gap in b.gaps]
                 for b in self.buffers
             ],
-            "steps": [[sorted(s.reads), sorted(s.writes), sorted(s.after)] for s in self.steps],
+            "steps": [[*map(sorted, (s.reads, s.writes, s.after))] for s in self.steps],
         }
         if self.adjacent:
             canonical["adjacent"] = [list(group) for group in self.adjacent]

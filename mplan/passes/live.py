@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mplan.ir.plan import Problem
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mplan.ir.table import Ints
 
 
-def live_peak(problem: Problem, order: Sequence[int], region: str) -> tuple[int, int]:
+def live_peak(problem: Problem, order: Iterable[int], region: str) -> tuple[int, int]:
     """The most bytes of ``region`` live at one position, and the first such position.
 
     A buffer counts in the first of its regions.
@@ -22,7 +22,7 @@ def live_peak(problem: Problem, order: Sequence[int], region: str) -> tuple[int,
 
 
 def peak(start: Ints, end: Ints, size: Ints) -> tuple[int, int]:
-    """The most bytes live together of what lives during ``[start, end)``, and the first time they do."""
+    """The most bytes of what lives during ``[start, end)`` that live together, and when first."""
     times, live = levels(start, end, size)
     at = int(live.argmax())
     return int(live[at]), int(times[at])

@@ -113,9 +113,7 @@ def _order(
         return found.ordered, found.placed
     limit_s = deadline.remaining()
     start = found.ordered if found else None
-    ordered = schedule(
-        problem, region=region, solver=solver, limit_s=limit_s, seed=seed, start=start
-    )
+    ordered = schedule(problem, region=region, solver=solver, limit_s=limit_s, seed=seed, start=start)
     kept = found is not None and ordered.order == found.ordered.order
     return ordered, found.placed if found and kept else None
 

@@ -95,7 +95,8 @@ def _hash(numbers: Ints) -> Ints:
     x = numbers.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return (x ^ (x >> np.uint64(31))).view(np.int64)
+    spread: Ints = (x ^ (x >> np.uint64(31))).view(np.int64)
+    return spread
 
 
 def _longest(looks: Ints, taken: Sequence[Run]) -> Run | None:
@@ -151,7 +152,7 @@ def _related(table: Table, runs: Sequence[Run]) -> tuple[Run, ...]:
 
 
 def _place(run: Run, turns: Ints, layers: Ints) -> Run | None:
-    """``run`` with the layers of its turns, if ``turns`` use what other runs have made for ``layers``."""
+    """``run`` with the layers of its turns; ``turns`` use what other runs have made for ``layers``."""
     import numpy as np
 
     ways: list[tuple[int, Run]] = []

@@ -27,8 +27,8 @@ _OUTSIDE = -(2**40)
 
 @dataclass(frozen=True, slots=True)
 class Unfolded:
-    """An order of the kept steps (indices of these), that of all steps that follows from it, and the positions in the
-    former (``seams``) before which the layers left out run."""
+    """An order of the kept steps (indices of these), that of all steps that follows from it, and the
+    positions in the former (``seams``) before which the layers left out run."""
 
     order: Order
     full: Ints
@@ -154,13 +154,11 @@ class Fold:
                 run, begins = divmod(-1 - s, 2)
                 touched = tuple(name[b] for b in (writes if begins else reads)[run])
                 steps.append(Step("left out", (), touched, (at - 1,)))
-        return replace(
-            self.problem, buffers=(*self.problem.buffers, *buffers), steps=tuple(steps)
-        )
+        return replace(self.problem, buffers=(*self.problem.buffers, *buffers), steps=tuple(steps))
 
     @cached_property
     def lineup(self) -> list[int]:
-        """The steps of ``loaded``: those of ``problem``, and -1 - 2r and -2 - 2r for the gap of run r."""
+        """The steps of ``loaded``: those of ``problem``, -1 - 2r and -2 - 2r for the gap of run r."""
         gaps = {self._gap(run): -1 - 2 * r for r, run in enumerate(self.runs)}
         row: list[int] = []
         for i in range(len(self.steps)):

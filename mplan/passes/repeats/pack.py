@@ -32,8 +32,8 @@ class Group:
     """Rows that share an address, but for what each ``rises`` above it.
 
     In a stack, the buffers of each key in ``inner`` lie so far above the lowest of their layer, and a
-    layer ``pitch`` bytes above the one before. ``turns`` says whether even (0) and odd (1) layers belong
-    to the group.
+    layer ``pitch`` bytes above the one before. ``turns`` says whether even (0) and odd (1) layers are
+    in the group.
     """
 
     rows: Ints

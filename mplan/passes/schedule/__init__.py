@@ -41,9 +41,10 @@ def schedule(
     """The order with the lowest peak of ``region`` that ``solver`` finds within ``limit_s`` seconds.
 
     Only buffers whose first choice is ``region`` count; by default it is the first region in which
-    an order matters. ``start`` is an answer known already, to be proven or improved. The order is valid and its peak never above that of the captured order, even
-    without any time; Ctrl-C ends the search. Raises UserError MP215 (malformed problem),
-    MP220 (unknown solver) and MP226 (sizes out of range).
+    an order matters. ``start`` is an answer known already, to be proven or improved. The order is
+    valid and its peak never above that of the captured order, even without any time; Ctrl-C ends the
+    search. Raises UserError MP215 (malformed problem), MP220 (unknown solver) and MP226 (sizes out of
+    range).
     """
     started = time.monotonic()
     deadline = Deadline(limit_s)

@@ -68,7 +68,7 @@ def closure_in(problem: Problem, region: str, step: int) -> Bound:
 
 
 def _around(table: Table, step: int) -> tuple[Bools, Bools]:
-    """The steps that run before ``step`` in every order, and those that run after it; itself in both."""
+    """The steps that every order runs before ``step``, and those that it runs after; itself in both."""
     import numpy as np
 
     flat, at = table.after.flat.tolist(), table.after.at.tolist()

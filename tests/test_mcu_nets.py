@@ -1,4 +1,4 @@
-"""The int8 networks of the microcontroller benchmark: the published sizes, the same for the same seed."""
+"""The int8 networks of the microcontroller benchmark: published sizes, the same for the same seed."""
 
 from __future__ import annotations
 

@@ -306,11 +306,13 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
         name=name,
         target=planned.target,
         golden=golden,
+        affines=captured.affines,
     )
     files = emit_project(project, name, planned.target, emitted) if project else emitted
     code = Sources.of(name, emitted).code
     sources = tuple(sorted(f for f in files if PurePosixPath(f).name in code))
-    inputs, returned = bundle.ports(planned.graph, arriving_rows(planned.graph, planned.lowered))
+    arriving = arriving_rows(planned.graph, planned.lowered)
+    inputs, returned = bundle.ports(planned.graph, arriving, captured.affines)
     arena = planned.plan.peak_bytes(planned.target.arena)
     files[bundle.PLAN] = print_plan(result.file)
     files[bundle.GOLDEN] = safetensors.numpy.save(golden)

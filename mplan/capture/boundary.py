@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from mplan.capture.captured import Captured
+from mplan.ir.affine import Affine
 from mplan.ir.graph import Graph, Input, Op, Ref, Value
 from mplan.ir.ops import bound_args, lookup
 
@@ -41,7 +42,24 @@ def with_integer_io(captured: Captured) -> Captured:
             outputs=outputs,
         ),
         example_inputs=tuple(_quantised(i, entries, x) for i, x in examples),
+        affines={**captured.affines, **_affines(graph, users, entries, exits)},
     )
+
+
+def _affines(
+    graph: Graph, users: list[Input], entries: dict[str, Op], exits: dict[str, Op]
+) -> dict[str, Affine]:
+    """What the integers stand for that the caller passes and gets instead of floats."""
+    found = {f"input{n}": entries.get(i.value.name) for n, i in enumerate(users)}
+    names = [a.name if isinstance(a, Ref) else "" for a in graph.outputs]
+    found |= {f"output{n}": exits.get(name) for n, name in enumerate(names)}
+    affines = {}
+    for key, op in found.items():
+        if op is not None:
+            scale, zero_point = op.arg("scale"), op.arg("zero_point")
+            assert isinstance(scale, float) and isinstance(zero_point, int)
+            affines[key] = Affine(scale, zero_point)
+    return affines
 
 
 def with_channels_last(captured: Captured) -> Captured:

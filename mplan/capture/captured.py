@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mplan.diagnostics import UserError
+from mplan.ir.affine import Affine
 from mplan.ir.graph import Alias, Graph, Op, Ref, Value
 
 
@@ -21,7 +22,8 @@ class Captured:
     ``out_spec``; ``mutations`` maps the index of each further output to the graph input (by name)
     whose bytes the model has overwritten with it, for the runtime to copy back. ``gradients`` maps an
     output index to the name of the input that it is the gradient for (training graphs). ``notes`` are
-    for the user: they become warnings of a report.
+    for the user: they become warnings of a report. ``affines`` say what real numbers the integers of
+    inputs and outputs stand for, under the names ``input0`` …, ``output0`` …, where that is known.
     """
 
     graph: Graph
@@ -34,6 +36,7 @@ class Captured:
     mutations: Mapping[int, str] = field(default_factory=dict)
     gradients: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    affines: Mapping[str, Affine] = field(default_factory=dict)
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
         """The graph's user inputs, in its order, out of a call's arguments.

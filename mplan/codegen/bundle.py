@@ -17,6 +17,7 @@ from typing import Any
 from mplan.codegen.c.stream import PlannedStage
 from mplan.diagnostics import UserError, Where
 from mplan.files import make_folder, read_text, write_atomic
+from mplan.ir.affine import Affine
 from mplan.ir.graph import Graph, Value
 from mplan.ir.types import TensorType
 from mplan.targets.load import target_of
@@ -34,6 +35,7 @@ class Port:
 
     ``dtype`` is the IR's name, ``strides`` count elements, ``nbytes`` reaches from the first to the
     last element in memory. An input with ``rows`` is given row by row, so many of them.
+    Integers with a ``scale`` stand for ``scale * (integer - zero_point)``.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Port:
     strides: tuple[int, ...]
     nbytes: int
     rows: int = 0
+    scale: float | None = None
+    zero_point: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +71,36 @@ def identifier(text: str) -> str:
     return f"net_{name}" if name[0].isdigit() else name
 
 
-def ports(graph: Graph, rows: Mapping[str, int]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+def ports(
+    graph: Graph, rows: Mapping[str, int], affines: Mapping[str, Affine] | None = None
+) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """The user's inputs and the outputs of ``graph``, in order.
 
-    ``rows`` says of how many rows the inputs are that arrive row by row.
+    ``rows`` says of how many rows the inputs are that arrive row by row, ``affines`` what the integers
+    of ``input0`` …, ``output0`` … stand for.
     """
-    table = graph.value_table
+    table, known = graph.value_table, affines or {}
     names = [i.value.name for i in graph.inputs if i.role == "input"]
-    inputs = tuple(_port(table[name], rows.get(name, 0)) for name in names)
-    return inputs, tuple(_port(table[name]) for name in graph.output_names)
+    inputs = (_port(table[n], known.get(f"input{i}"), rows.get(n, 0)) for i, n in enumerate(names))
+    outputs = (_port(table[n], known.get(f"output{i}")) for i, n in enumerate(graph.output_names))
+    return tuple(inputs), tuple(outputs)
 
 
-def _port(value: Value, rows: int = 0) -> Port:
+def _port(value: Value, affine: Affine | None, rows: int = 0) -> Port:
     type_ = value.type
     assert isinstance(type_, TensorType)
     shape = tuple(d for d in type_.shape if isinstance(d, int))
-    return Port(value.name, type_.dtype.value, shape, type_.element_strides, type_.nbytes, rows)
+    scale, zero_point = (affine.scale, affine.zero_point) if affine else (None, None)
+    return Port(
+        value.name,
+        type_.dtype.value,
+        shape,
+        type_.element_strides,
+        type_.nbytes,
+        rows,
+        scale,
+        zero_point,
+    )
 
 
 def golden_tensors(inputs: Sequence[Any], outputs: Sequence[Any]) -> dict[str, Any]:
@@ -168,4 +186,4 @@ def _checked_names(fields: dict[str, Any]) -> Manifest:
 
 def _load_port(data: Mapping[str, Any]) -> Port:
     shape, strides = tuple(data["shape"]), tuple(data["strides"])
-    return Port(data["name"], data["dtype"], shape, strides, data["nbytes"], data["rows"])
+    return Port(**{**data, "shape": shape, "strides": strides})

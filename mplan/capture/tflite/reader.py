@@ -73,6 +73,7 @@ class Reader:
             example_inputs=_example_inputs(self.model.inputs),
             input_leaves=tuple(range(len(self.model.inputs))),
             num_user_outputs=len(outputs),
+            affines={**_affines("input", self.model.inputs), **_affines("output", self.model.outputs)},
         )
 
     def _convert(self, op: TfOp) -> None:
@@ -195,6 +196,15 @@ class Reader:
             if self.affine(tensor) != first:
                 raise Unreadable(f"{tensor.name!r} and {tensors[0].name!r} are scaled differently")
         return first
+
+
+def _affines(name: str, tensors: tuple[TfTensor, ...]) -> dict[str, Affine]:
+    """What the int8 ones of ``tensors`` stand for, by name and number."""
+    return {
+        f"{name}{n}": Affine(t.scales[0], t.zero_points[0])
+        for n, t in enumerate(tensors)
+        if t.dtype == "int8" and len(t.scales) == 1
+    }
 
 
 def constant_of(tensor: TfTensor | None, what: str) -> ndarray[Any, Any]:

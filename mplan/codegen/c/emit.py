@@ -18,13 +18,15 @@ from mplan.codegen.c.render import render
 from mplan.codegen.c.stream import pushed_input
 from mplan.codegen.c.table import Site
 from mplan.codegen.c.tensors import Code, Function, Tensor
-from mplan.codegen.c.text import is_identifier
+from mplan.codegen.c.text import is_identifier, literal
 from mplan.diagnostics import UnsupportedError, UserError, Where
+from mplan.ir.affine import Affine
 from mplan.ir.graph import Graph, Op, Ref, Value
 from mplan.ir.ops import graph_macs
 from mplan.ir.plan import Plan
 from mplan.ir.printer import print_type
 from mplan.ir.storage import Lowered
+from mplan.ir.types import DType
 
 if TYPE_CHECKING:
     from mplan.targets.model import Target
@@ -56,7 +58,8 @@ class AreaView:
 class Port:
     """An input or output; ``offset_bytes`` None means that it does not lie in the arena.
 
-    One with ``rows`` arrives row by row, so many of them, and lies nowhere.
+    One with ``rows`` arrives row by row, so many of them, and lies nowhere. One with a ``scale`` holds
+    integers that stand for ``scale * (integer - zero_point)``.
     """
 
     index: int
@@ -70,6 +73,8 @@ class Port:
     pointer: str
     ctype: str
     rows: int = 0
+    scale: str = ""
+    zero_point: int = 0
 
 
 def emit_c(
@@ -81,11 +86,13 @@ def emit_c(
     name: str,
     target: Target | None = None,
     golden: Mapping[str, Any] | None = None,
+    affines: Mapping[str, Affine] | None = None,
 ) -> dict[str, str | bytes]:
     """C99 sources that run ``graph`` as ``plan`` says, by file name.
 
     ``plan`` answers ``lowered.problem`` and has passed its check. ``name`` is the prefix of all
-    symbols and files. ``golden`` maps ``input0`` …, ``output0`` … to arrays for the self-test.
+    symbols and files. ``golden`` maps ``input0`` …, ``output0`` … to arrays for the self-test,
+    ``affines`` to what their integers stand for.
 
     UnsupportedError MP501 lists all ops that cannot be emitted, MP502 values that C cannot hold;
     UserError MP503 if ``name`` is no identifier, MP504 if the arguments do not belong together.
@@ -93,12 +100,19 @@ def emit_c(
     if not is_identifier(name):
         raise UserError("MP503", f"{name!r} is not a C identifier", help="use letters, digits and _")
     memory = Memory(graph, lowered, plan, name)
-    return _Writer(graph, memory, plan, constants, target.name if target else "").files(golden)
+    writer = _Writer(graph, memory, plan, constants, target.name if target else "", affines or {})
+    return writer.files(golden)
 
 
 class _Writer:
     def __init__(
-        self, graph: Graph, memory: Memory, plan: Plan, constants: Mapping[str, Any], target: str
+        self,
+        graph: Graph,
+        memory: Memory,
+        plan: Plan,
+        constants: Mapping[str, Any],
+        target: str,
+        affines: Mapping[str, Affine],
     ) -> None:
         self.graph = graph
         self.memory = memory
@@ -106,6 +120,7 @@ class _Writer:
         self.constants = constants
         self.name = memory.name
         self.target = target
+        self.affines = affines
         self.steps, self.functions = _steps(graph, memory, plan)
         self.inputs = [_input(memory, n, i.value) for n, i in enumerate(user_inputs(graph))]
         self.rows = pushed_input(graph, memory)
@@ -176,9 +191,16 @@ class _Writer:
                 pointer="" if kind == "input" and self._arrives(i) else t.pointer,
                 ctype=t.ctype,
                 rows=self.rows.count if self.rows and kind == "input" and self._arrives(i) else 0,
+                **self._affine(f"{kind}{i}"),
             )
             for i, t in enumerate(tensors)
         )
+
+    def _affine(self, key: str) -> dict[str, Any]:
+        found = self.affines.get(key)
+        if found is None:
+            return {}
+        return {"scale": literal(found.scale, DType.F32), "zero_point": found.zero_point}
 
     def _copies(self, inputs: Iterable[Port], outputs: Iterable[Port]) -> tuple[Code, Code]:
         """From the caller's row-major arrays to the inputs, from the outputs to the caller's."""

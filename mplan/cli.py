@@ -53,6 +53,13 @@ Io = Annotated[
     str,
     typer.Option("--io", help="What the caller of a quantised network passes: float, int8, int8-nhwc."),
 ]
+MacFactor = Annotated[
+    float | None, typer.Option(help="Stream, with at most so many times the model's MACs (from 1).")
+]
+Arrival = Annotated[
+    Literal["whole", "rows", "flash"] | None,
+    typer.Option("--input", help="Stream; the image lies in the arena, arrives by rows, or in flash."),
+]
 Html = Annotated[Path | None, typer.Option(help="Also write the picture of the plan to this file.")]
 
 
@@ -123,6 +130,8 @@ def plan(
     quantize: Quantize = "",
     calibrate: Calibrate = None,
     io: Io = "",
+    max_mac_factor: MacFactor = None,
+    arrival: Arrival = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan (.json, .csv).")] = None,
     html: Html = None,
     dump: Dump = "",
@@ -132,8 +141,8 @@ def plan(
     from mplan import compiler
     from mplan.report import render as show
 
-    int8 = _int8(quantize, calibrate, io)
-    options = _options(target, budget, solver, limit, seed, dump, minimise, **int8)
+    more = {**_int8(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
+    options = _options(target, budget, solver, limit, seed, dump, minimise, **more)
     with _progress(f"planning {model}"):
         result = compiler.plan(model, options=options)
     smallest = compiler.smallest(result.file) if minimise else None
@@ -167,6 +176,8 @@ def compile_(
     quantize: Quantize = "",
     calibrate: Calibrate = None,
     io: Io = "",
+    max_mac_factor: MacFactor = None,
+    arrival: Arrival = None,
     html: Html = None,
     dump: Dump = "",
     build: Annotated[
@@ -179,7 +190,8 @@ def compile_(
     from mplan.report import render as show
     from mplan.runtime import footprint
 
-    options = _options(target, budget, solver, limit, seed, dump, **_int8(quantize, calibrate, io))
+    more = {**_int8(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
+    options = _options(target, budget, solver, limit, seed, dump, **more)
     with _progress(f"compiling {model}"):
         compiled = compile_model(model, out=output, name=name, project=project, options=options)
     if html:

@@ -223,6 +223,7 @@ def _finish(
         seconds={"capture": capture_s, "plan": planned.seconds, "codegen": 0.0},
         flash_bytes=_weights_bytes(planned),
         warnings=(*notes, *planned.notes),
+        streamed=planned.streamed,
     )
     return Result(file, report, planned)
 

@@ -15,6 +15,7 @@ CHOICES = {
     "solver": ("auto", "greedy", "exact", "none"),
     "quantize": ("int8",),
     "io": ("float", "int8", "int8-nhwc"),
+    "input": ("whole", "rows", "flash"),
 }
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -31,6 +32,8 @@ class Options:
     data of the file ``calibrate`` or the model's own. ``io`` says what the caller of a quantised model
     passes on a microcontroller: ``float``, ``int8`` or ``int8-nhwc`` (images with channels last); by
     default what the model has, or ``int8`` with ``quantize``.
+    On a microcontroller ``max_mac_factor`` and ``input`` ask for streams: how much may be computed
+    again, and whether the image lies in the arena, arrives by rows or lies in flash.
     """
 
     target: str = "cpu"
@@ -44,6 +47,8 @@ class Options:
     quantize: str = ""
     calibrate: str = ""
     io: str = ""
+    max_mac_factor: float | None = None
+    input: str = ""
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Options:
@@ -87,10 +92,13 @@ def _convert(key: str, value: Any) -> Any:
             return _positive(float(value))
         if key == "seed":
             return int(value)
+        if key == "max_mac_factor":
+            return _factor(float(value))
         if key == "minimise":
             return _flag(value)
     except (TypeError, ValueError):
-        kind = "True or False" if key == "minimise" else "a valid number"
+        kinds = {"minimise": "True or False", "max_mac_factor": "a number of at least 1"}
+        kind = kinds.get(key, "a valid number")
         raise UserError("MP423", f"option {key}={value!r} is not {kind}") from None
     choices = CHOICES.get(key)
     if choices and value not in choices:
@@ -108,5 +116,11 @@ def _flag(value: Any) -> bool:
 
 def _positive(number: float) -> float:
     if not number > 0:
+        raise ValueError
+    return number
+
+
+def _factor(number: float) -> float:
+    if not number >= 1:
         raise ValueError
     return number

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 from mplan.diagnostics import UserError
 from mplan.files import make_folder, write_atomic
-from mplan.ir.graph import Graph
+from mplan.ir.graph import Graph, Op
 from mplan.ir.plan import Plan, PlanFile
 from mplan.ir.storage import Layout, Lowered
 from mplan.ir.verify import verify
 from mplan.options import Options
-from mplan.passes.base import Context, Pass
+from mplan.passes.base import Context, Pass, Streamed
 from mplan.passes.registry import parse_pipeline, print_pass
 from mplan.passes.solvers.interrupt import graceful
 from mplan.targets.load import load_target
@@ -31,7 +31,7 @@ PIPELINES = {
     "gpu": "canonicalize,fuse_attention,inplace,schedule,allocate",
     "mcu": (
         "canonicalize,fold_padding,fold_zero_points,bound_sums,fold_batch_norm,fuse_attention,drop_unused,"
-        "inplace,schedule,allocate"
+        "stream{when=needed,compare=true},inplace,schedule,allocate"
     ),
 }
 PRODUCER = f"mplan {__version__}"
@@ -64,7 +64,8 @@ class Planned:
     """A planned graph: ops in schedule order, the problem, the plan, and how it was made.
 
     ``constants`` maps param, buffer and const inputs to tensors (passes may have folded some).
-    ``baseline_peak_bytes`` is the peak of live bytes in the captured order.
+    ``baseline_peak_bytes`` is the peak of live bytes in the captured order; ``streamed`` what was made
+    of ops with rows, if anything.
     """
 
     graph: Graph
@@ -76,6 +77,7 @@ class Planned:
     baseline_peak_bytes: int
     seconds: float
     notes: tuple[str, ...] = ()
+    streamed: Streamed | None = None
 
     def file(self, model: str = "") -> PlanFile:
         """The plan file of this plan."""
@@ -120,9 +122,10 @@ def plan_graph(
         seed=options.seed,
         solver=options.solver,
         constants=constants,
+        emits=emits_in_streams,
     )
     watchers = [*instruments, *([Dump(Path(options.dump))] if options.dump else [])]
-    passes = parse_pipeline(options.pipeline or PIPELINES[target.family])
+    passes = asked(parse_pipeline(options.pipeline or PIPELINES[target.family]), options)
     with graceful():
         graph = run_passes(graph, passes, ctx, watchers)
     if ctx.plan is None or ctx.lowered is None:
@@ -139,7 +142,38 @@ def plan_graph(
         ctx.baseline_peak_bytes or ctx.plan.peak_bytes(ctx.layout.arena.name),
         time.monotonic() - started,
         tuple(ctx.notes),
+        ctx.streamed,
     )
+
+
+def asked(passes: Sequence[Pass], options: Options) -> tuple[Pass, ...]:
+    """``passes`` with the pass ``stream`` as ``options`` want it.
+
+    UserError MP421 if they want streams and the pipeline has none.
+    """
+    from mplan.passes.stream import StreamRows
+
+    wanted = options.max_mac_factor is not None or bool(options.input)
+    if wanted and not any(isinstance(p, StreamRows) for p in passes):
+        names = ",".join(p.name for p in passes)
+        hint = "plan for a microcontroller, or name the pass stream in the pipeline"
+        raise UserError("MP421", f"max_mac_factor and input need streams: not in {names!r}", help=hint)
+
+    def ask(pass_: StreamRows) -> StreamRows:
+        return replace(
+            pass_,
+            when="always" if wanted else pass_.when,
+            budget=options.budget or pass_.budget,
+            max_mac_factor=options.max_mac_factor or pass_.max_mac_factor,
+            input=options.input or pass_.input,
+        )
+
+    return tuple(ask(p) if isinstance(p, StreamRows) else p for p in passes)
+
+
+def emits_in_streams(op: Op) -> bool:
+    """Whether C is generated for ``op`` inside of a stream: for ops on quantised images."""
+    return op.kind.startswith("mplan.q") or op.kind in ("mplan.requantize", "mplan.resize_nearest2d")
 
 
 def run_passes(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mplan.ir.plan import PlanFile
@@ -18,6 +18,8 @@ from mplan.units import seconds as duration
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from mplan.passes.base import Streamed
 
 SCHEMA_VERSION = 1
 PHASES = ("capture", "plan", "codegen")
@@ -44,6 +46,65 @@ class ScheduleReport:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamReport:
+    """How the image arrives (``whole`` in the arena, by ``rows``, in ``flash``) at ``streams`` streams.
+
+    ``arena_bytes`` says what the arena needs if it arrives otherwise, within the same work (None: that
+    cannot be); ``layered_bytes`` live at most where the ops run one by one. No cut of the ops into
+    streams has fewer live bytes than ``lower_bound_bytes`` (None: not known) within ``limit_macs``;
+    with a ``budget_bytes`` none within that has less work.
+    """
+
+    input: str
+    streams: int
+    arena_bytes: Mapping[str, int | None]
+    limit_macs: int
+    mac_factor: float
+    layered_bytes: int
+    lower_bound_bytes: int | None
+    budget_bytes: int | None
+
+    @classmethod
+    def of(cls, made: Streamed, file: PlanFile) -> StreamReport:
+        """What ``made`` and the plan's certificate say."""
+        region = made.certificate.subject.partition(":")[2]
+        held = file.plan.certificate(made.certificate.subject)
+        return cls(
+            input=made.input,
+            streams=made.streams,
+            arena_bytes={**made.arena_bytes, made.input: file.plan.peak_bytes(region)},
+            limit_macs=made.limit_macs,
+            mac_factor=made.mac_factor,
+            layered_bytes=made.layered_bytes,
+            lower_bound_bytes=held.lower_bound_bytes if held else None,
+            budget_bytes=made.budget or None,
+        )
+
+    def lines(self) -> Iterator[str]:
+        """How the image arrives and what that needs; what is proven."""
+        words = {"whole": "lies in the arena", "rows": "arrives by rows", "flash": "is read from flash"}
+        needs = (
+            f"if it {words[way]} {'impossible' if size is None else exact_bytes(size)}"
+            for way, size in self.arena_bytes.items()
+            if way != self.input
+        )
+        mine = exact_bytes(self.arena_bytes[self.input] or 0)
+        yield f"image: {', '.join([f'{words[self.input]}, arena {mine}', *needs])}"
+        layered = f"op by op {exact_bytes(self.layered_bytes)} would live at once"
+        yield f"streams: {self.streams}, {layered}, {self._proof()}"
+
+    def _proof(self) -> str:
+        proven = []
+        if self.budget_bytes is not None:
+            proven.append(f"fewer MACs within {exact_bytes(self.budget_bytes)}")
+        if self.lower_bound_bytes is not None:
+            least = exact_bytes(self.lower_bound_bytes)
+            proven.append(f"less than {least} live within {self.limit_macs:,} MAC")
+        what = "no cut of the ops into such streams has "
+        return what + " or ".join(proven) if proven else "not proven"
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The figures of one plan; ``Report.of`` makes it.
 
@@ -64,6 +125,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     fallback_ops: tuple[str, ...] = ()
+    stream: StreamReport | None = None
 
     @classmethod
     def of(
@@ -77,6 +139,7 @@ class Report:
         seconds: Mapping[str, float] | None = None,
         warnings: Sequence[str] = (),
         fallback_ops: Sequence[str] = (),
+        streamed: Streamed | None = None,
     ) -> Report:
         """The report of ``file``; what the plan itself does not know is passed in."""
         timeline = Timeline.of(file)
@@ -94,6 +157,7 @@ class Report:
             seconds=dict(seconds or {}),
             warnings=tuple(warnings),
             fallback_ops=tuple(fallback_ops),
+            stream=StreamReport.of(streamed, file) if streamed else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -124,6 +188,7 @@ class Report:
             "digest": self.digest,
             "warnings": list(self.warnings),
             "fallback_ops": list(self.fallback_ops),
+            "stream": asdict(self.stream) if self.stream else None,
         }
 
     def to_text(self) -> str:
@@ -157,6 +222,8 @@ class Report:
         ]
         if any(work):
             yield f"work: {', '.join(w for w in work if w)}"
+        if self.stream:
+            yield from self.stream.lines()
         spent = [f"{p} {duration(self.seconds[p])}" for p in PHASES if self.seconds.get(p)]
         if spent:
             yield f"time: {', '.join(spent)}"
@@ -208,8 +275,6 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the fields of this class."""
-        from dataclasses import asdict
-
         return {
             "schema_version": SCHEMA_VERSION,
             **asdict(self),

@@ -97,7 +97,7 @@ def test_a_dump_says_which_pass_made_it(tmp_path: Path) -> None:
     done = run_cli("plan", graph, "-t", "stm32h743", "--dump", tmp_path / "dump")
     assert done.code == 0, done.err
     dumps = sorted((tmp_path / "dump").glob("*.mpir"))
-    assert [p.name[3:-5] for p in dumps] == PIPELINES["mcu"].split(",")
+    assert [p.name[3:-5] for p in dumps] == [p.name for p in parse_pipeline(PIPELINES["mcu"])]
     assert dumps[0].read_text().startswith("// after canonicalize (")
     parse(dumps[-1].read_text())
 

@@ -71,6 +71,7 @@ def test_json_contract() -> None:
         "digest": file.plan.digest,
         "warnings": ["careful"],
         "fallback_ops": ["aten.foo"],
+        "stream": None,
     }
 
 

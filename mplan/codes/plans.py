@@ -147,9 +147,10 @@ CODES: dict[str, Code] = {
     ),
     "MP235": Code(
         "no streams fit",
-        "No cut of the network into streams of rows or pixels fits the budget or the limit of "
-        "multiply-accumulates of the pass `stream`. Allow more strips (`strips`), more recomputation "
-        "(`max_mac_factor`), or more memory (`budget`).",
+        "No cut of the network into streams of rows or pixels fits the budget and the limit of "
+        "multiply-accumulates, or rows are to arrive where an op needs more than rows. Allow more "
+        "recomputation (`--max-mac-factor`), more memory (`--budget`), or give the image in another "
+        "way (`--input`); `mplan plan --pareto` shows what there is.",
     ),
     "MP299": Code(
         "a plan fails its own check",

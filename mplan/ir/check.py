@@ -340,10 +340,10 @@ class _Checks(Replay):
         decision, _, region = c.subject.partition(":")
         if region not in {r.name for r in self.problem.regions}:
             return "it names no region"
-        if decision not in ("schedule", "allocate"):
+        if decision not in ("schedule", "allocate", "stream"):
             return f"unknown decision {decision!r}"
         live = int(self.live_levels(region)[1].max())
-        value = live if decision == "schedule" else self.plan.peak_bytes(region)
+        value = self.plan.peak_bytes(region) if decision == "allocate" else live
         if c.value_bytes != value:
             return f"it states {c.value_bytes:,} B, the plan has {value:,} B"
         if not 0 <= c.lower_bound_bytes <= value:
@@ -355,7 +355,8 @@ class _Checks(Replay):
         return self._witness_fault(c, decision, region)
 
     def _witness_fault(self, c: Certificate, decision: str, region: str) -> str:
-        """What is wrong with the argument behind a bound; an exhausted search cannot be replayed."""
+        """What is wrong with the argument behind a bound; an exhausted search cannot be replayed, nor
+        one of cuts, of which the problem knows only the one that was made."""
         steps, horizon = range(len(self.problem.steps)), range(max(self.problem.horizon, 1))
         kinds: dict[str, tuple[range | None, Callable[[], int]]] = {
             "live": (horizon, lambda: self._live_at(c.witness[0], region)),
@@ -365,7 +366,9 @@ class _Checks(Replay):
             "working_set": (steps, lambda: self._working_set(c.witness[0], region)),
             "closure": (steps, lambda: self._closure(c.witness[0], region)),
         }
-        if c.bound_kind == "exhaustive":
+        if (c.bound_kind == "cuts") != (decision == "stream"):
+            return f"a {c.bound_kind} bound says nothing of what is decided"
+        if c.bound_kind in ("exhaustive", "cuts"):
             return ""
         if c.bound_kind not in kinds:
             return f"unknown kind of bound {c.bound_kind!r}"

@@ -203,13 +203,15 @@ class Transfer:
 class Certificate:
     """What is known about one decision.
 
-    ``subject`` is ``schedule:REGION`` (peak live bytes over orders) or ``allocate:REGION`` (height of
-    the arena at the plan's order). ``bound_kind`` names the argument: ``live`` (buffers live together
+    ``subject`` is ``schedule:REGION`` (peak live bytes over orders), ``allocate:REGION`` (height of the
+    arena at the plan's order) or ``stream:REGION`` (peak live bytes over the cuts of the ops into
+    streams). ``bound_kind`` names the argument: ``live`` (buffers live together
     at the position ``witness[0]``), ``padded`` (the same, each but the highest padded to their common
     alignment), ``fixed`` (the end of a buffer of fixed offset), ``working_set`` (bytes that the step
     ``witness[0]`` needs in any order), ``closure`` (the least bytes live while the step ``witness[0]``
     runs, over all orders: a minimum cut), ``boundary`` (bytes live before the first step or after the
-    last) or ``exhaustive`` (search space exhausted). ``ir/check`` replays all but the last.
+    last), ``cuts`` (a dynamic program over all cuts into streams) or ``exhaustive`` (search space
+    exhausted). ``ir/check`` replays all but the last two.
     """
 
     subject: str

@@ -100,10 +100,11 @@ class AllocateBuffers(Pass):
         started = time.monotonic()
         lowered = problem_of(graph, ctx.layout)
         problem = lowered.problem
+        streamed = ctx.streamed.certificate if ctx.streamed else None
         ctx.plan = place(
             problem,
             tuple(range(len(problem.steps))),
-            certificates=(certificate,) if certificate else (),
+            certificates=tuple(c for c in (streamed, certificate) if c),
             hints={i: hints[b.name] for i, b in enumerate(problem.buffers) if b.name in hints},
             solver=self.solver or ctx.solver,
             limit_s=self._left(ctx),

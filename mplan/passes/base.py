@@ -6,13 +6,35 @@ decides beyond the graph (the plan, certificates) goes into the run's ``Context`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from mplan.ir.graph import Graph
+from mplan.ir.graph import Graph, Op
 from mplan.ir.plan import Certificate, Plan
 from mplan.ir.storage import Layout, Lowered
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What the pass ``stream`` made, and the proof that comes with it.
+
+    ``input`` says how the user's inputs arrive: ``whole``, ``rows`` or ``flash``. ``arena_bytes`` is
+    what the arena needs for this way, and if asked for others, within the same work (None: it cannot be
+    done). ``certificate`` bounds the live bytes within ``limit_macs``. With a ``budget`` (else 0)
+    ``macs`` are the fewest within so many bytes. ``layered_bytes`` live at most where the same graph
+    runs op by op.
+    """
+
+    input: str
+    streams: int
+    macs: int
+    mac_factor: float
+    limit_macs: int
+    budget: int
+    arena_bytes: Mapping[str, int | None]
+    layered_bytes: int
+    certificate: Certificate
 
 
 @dataclass
@@ -22,7 +44,8 @@ class Context:
     ``constants`` maps the names of param, buffer and const inputs to tensors; passes that fold
     constants replace the mapping. ``lowered`` and ``plan`` are set by the planning passes.
     ``schedule`` leaves the captured graph with its certificate, the certificate for the new order,
-    the captured order's peak, and the seconds it took.
+    the captured order's peak, and the seconds it took; ``stream`` what it made. ``emits`` says of an op
+    whether code is generated for it inside of a stream.
     """
 
     layout: Layout
@@ -38,6 +61,8 @@ class Context:
     captured: Graph | None = None
     captured_certificate: Certificate | None = None
     spent_s: float = 0.0
+    streamed: Streamed | None = None
+    emits: Callable[[Op], bool] = lambda op: True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import gcd, lcm
@@ -234,8 +234,8 @@ def place(
 ) -> Plan:
     """A checked plan at a given order: every region allocated.
 
-    ``certificates`` of a schedule are carried over, with the value that ``order`` has; ``hints`` are
-    offsets to try first, by buffer. Raises
+    ``certificates`` of a schedule or of streams are carried over, with the value that ``order`` has;
+    ``hints`` are offsets to try first, by buffer. Raises
     OverBudget MP221 or MP222 if a region overflows, InternalError MP299 if the plan fails ``check``.
     """
     name = _name("allocate", solver)
@@ -296,7 +296,7 @@ def _complete(draft: _Draft, certificates: tuple[Certificate, ...]) -> Plan:
         placements=tuple(sorted((p for a in parts for p in a.placements), key=lambda p: p.buffer)),
         peaks=tuple((r.name, a.height_bytes) for r, a in zip(problem.regions, parts, strict=True)),
         certificates=(
-            *(_restate(problem, order, c) for c in certificates),
+            *_restated(problem, order, certificates),
             *(a.certificate for a in parts),
         ),
     )
@@ -307,15 +307,23 @@ def _complete(draft: _Draft, certificates: tuple[Certificate, ...]) -> Plan:
     return plan
 
 
-def _restate(problem: Problem, order: Sequence[int], certificate: Certificate) -> Certificate:
-    """A schedule's certificate with the value of ``order``, maybe not the order it was made for."""
-    decision, _, region = certificate.subject.partition(":")
-    value = live_peak(problem, order, region)[0]
-    if decision != "schedule" or value == certificate.value_bytes:
-        return certificate
-    solver = "none" if tuple(order) == tuple(range(len(order))) else certificate.solver
-    status: Status = "optimal" if value == certificate.lower_bound_bytes else "feasible"
-    return replace(certificate, value_bytes=value, status=status, solver=solver)
+def _restated(
+    problem: Problem, order: Sequence[int], certificates: Sequence[Certificate]
+) -> Iterator[Certificate]:
+    """Certificates of live bytes with the value of ``order``, maybe not the order they were made for.
+
+    A bound over a family of streams does not hold for what later passes made of them: no certificate.
+    """
+    for certificate in certificates:
+        decision, _, region = certificate.subject.partition(":")
+        value = live_peak(problem, order, region)[0]
+        if value == certificate.value_bytes:
+            yield certificate
+        elif decision == "schedule" or value >= certificate.lower_bound_bytes:
+            captured = tuple(order) == tuple(range(len(order))) and decision == "schedule"
+            status: Status = "optimal" if value == certificate.lower_bound_bytes else "feasible"
+            solver = "none" if captured else certificate.solver
+            yield replace(certificate, value_bytes=value, status=status, solver=solver)
 
 
 def _name(decision: Decision, solver: str) -> str:

@@ -8,119 +8,183 @@ al. 2024, vMCU).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import ClassVar
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+from typing import ClassVar, NoReturn
 
 from mplan.diagnostics import InfeasibleError, UserError
 from mplan.ir.graph import Graph
+from mplan.ir.plan import Certificate
 from mplan.ir.storage import problem_of
-from mplan.passes.allocate import allocate
-from mplan.passes.base import Context, Pass
+from mplan.passes.base import Context, Pass, Streamed
+from mplan.passes.inplace import Inplace
 from mplan.passes.live import live_peak
-from mplan.passes.stream.attach import attach
-from mplan.passes.stream.chain import Chain
-from mplan.passes.stream.costs import Limits, Option, options
-from mplan.passes.stream.realize import realize
-from mplan.passes.stream.search import Schedule, least_peak, least_work
+from mplan.passes.stream.costs import Limits
+from mplan.passes.stream.space import ARRIVALS, Arrival, Built, Space
+
+#: When the pass acts.
+WHEN = ("always", "emitted", "needed")
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRows(Pass):
     """Run a network of static sizes as streams, for the least arena within a limit of work.
 
-    ``max_mac_factor`` limits the multiply-accumulates to so many times those of the whole graph; with
-    a ``budget`` in bytes they are minimised instead. ``rows``, ``pixels`` and ``strips`` (the most
-    strips of columns) say what may be chosen. With ``input=rows`` the user's input arrives row by row
-    and lies in no memory but a ring; ``whole`` is wherever the layout has it. Runs before ``inplace``.
+    ``max_mac_factor`` limits the multiply-accumulates to so many times those of the whole graph (0: to
+    once as many, or not at all with a budget). With a ``budget`` in bytes they are minimised within it,
+    and of the cuts with so few the one of least bytes is taken. ``rows``, ``pixels`` and ``strips``
+    (the most strips of columns) say what may be chosen. The user's input arrives row by row and lies in
+    no memory but a ring (``input=rows``), lies in the arena (``whole``), or outside of it (``flash``);
+    by default it is where the layout has it. ``compare`` also finds what the other two ways would need.
+    ``when=emitted`` leaves graphs alone for which no code would be generated, ``needed`` also those
+    that fit as they are. Runs before ``inplace``.
     """
 
     name: ClassVar[str] = "stream"
 
-    max_mac_factor: float = 1.0
+    max_mac_factor: float = 0.0
     budget: int = 0
     rows: bool = True
     pixels: bool = True
     strips: int = 64
-    input: str = "whole"
+    input: str = ""
+    when: str = "always"
+    compare: bool = False
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
-        """The graph of streams; ``graph`` itself if none of its ops has rows."""
-        if self.input not in ("whole", "rows"):
-            raise UserError("MP421", f"stream: input={self.input!r} is neither whole nor rows")
+        """The graph of streams; ``graph`` itself if there is none to make. InfeasibleError MP235."""
+        started = time.monotonic()
+        space = self.space(graph, ctx)
+        if space is None:
+            return graph
+        layered = live_bytes(Inplace().run(graph, ctx), ctx)
+        if not self._wanted(space, layered, ctx):
+            return graph
+        built, limit = self._best(space, ctx)
+        ctx.layout = space.layout
+        live = live_bytes(built.graph, ctx)
+        certificate = Certificate(
+            subject=f"stream:{ctx.layout.arena.name}",
+            value_bytes=live,
+            lower_bound_bytes=built.schedule.peak_bytes,
+            bound_kind="cuts",
+            status="optimal" if live == built.schedule.peak_bytes else "feasible",
+            solver="cuts",
+            seconds=time.monotonic() - started,
+        )
+        point = space.point(built.schedule)
+        ctx.streamed = Streamed(
+            space.arrival,
+            point.streams,
+            point.macs,
+            point.mac_factor,
+            limit,
+            self._budget(ctx),
+            dict(self._arrivals(graph, built, space, limit, ctx)),
+            layered,
+            certificate,
+        )
+        return built.graph
+
+    def space(self, graph: Graph, ctx: Context) -> Space | None:
+        """What the pass chooses from; None if ``graph`` has no op with rows.
+
+        UserError MP421 for options out of range, InfeasibleError MP235 if rows are to arrive where
+        there are none.
+        """
+        if self.input not in ("", *ARRIVALS) or self.when not in WHEN:
+            known = f"input: {', '.join(ARRIVALS)}; when: {', '.join(WHEN)}"
+            given = f"input={self.input!r}, when={self.when!r}"
+            raise UserError("MP421", f"stream: {given} is not known", help=known)
+        arrival = self._arrival(ctx)
+        found = None
         if graph.symbols or any(op.loop for op in graph.ops):
             ctx.notes.append("not streamed: sizes are known only at run time, or there are loops")
-            return graph
-        chain = self.chain(graph, ctx)
-        if all(unit.node is None for unit in chain.units):
-            return graph
-        table = self.table(chain)
-        schedule = self._schedule(chain, table)
-        if self.input == "rows":
-            ctx.layout = replace(ctx.layout, inputs=None)
-        found = _lowest(realize(chain, schedule), schedule.peak_bytes, ctx)
-        ctx.notes.append(self._note(chain, schedule, _live_bytes(found, ctx)))
-        return found
-
-    def chain(self, graph: Graph, ctx: Context) -> Chain:
-        """What the pass decides about: the units of ``graph`` and where its inputs lie."""
-        users = frozenset(i.value.name for i in graph.inputs if i.role == "input")
-        held = users if ctx.layout.inputs == ctx.layout.arena else frozenset[str]()
-        pushed = users if self.input == "rows" else frozenset[str]()
-        return Chain(attach(graph), held - pushed, pushed)
-
-    def table(self, chain: Chain) -> dict[tuple[int, int], list[Option]]:
-        """The ways to run every interval of ``chain``, within the options of the pass."""
-        return options(chain, Limits(self.rows, self.pixels, self.strips))
-
-    def _schedule(self, chain: Chain, table: dict[tuple[int, int], list[Option]]) -> Schedule:
-        count = len(chain.units)
-        work = sum(unit.macs for unit in chain.units)
-        if not self.budget:
-            found = least_peak(table, count, int(work * self.max_mac_factor))
         else:
-            found = least_work(table, count, self.budget)
-        if found is not None:
+            found = self._space(graph, arrival, ctx)
+        if found is not None and found.has_streams:
             return found
-        least = least_peak(table, count, max(work, 1) << 32)
-        needs = f"{least.peak_bytes:,} B" if least else "rows that its inputs do not have"
+        if arrival == "rows":
+            raise InfeasibleError(
+                "MP235", f"graph {graph.name} has no ops that rows could stream through"
+            )
+        return None
+
+    def _arrival(self, ctx: Context) -> Arrival:
+        held: Arrival = "whole" if ctx.layout.inputs == ctx.layout.arena else "flash"
+        return next((a for a in ARRIVALS if a == self.input), held)
+
+    def _space(self, graph: Graph, arrival: Arrival, ctx: Context) -> Space:
+        return Space(graph, arrival, Limits(self.rows, self.pixels, self.strips), ctx.layout)
+
+    def _budget(self, ctx: Context) -> int:
+        """The bytes within which work is minimised; 0 if bytes are."""
+        fits = ctx.layout.arena.capacity_bytes if self.when == "needed" else 0
+        return min((n for n in (self.budget, fits) if n), default=0)
+
+    def _wanted(self, space: Space, layered: int, ctx: Context) -> bool:
+        if self.when == "always":
+            return True
+        ops = (op for unit in space.chain.units if unit.node for op in unit.ops)
+        if not all(ctx.emits(op) for op in ops):
+            return False
+        return self.when == "emitted" or layered > (self._budget(ctx) or inf)
+
+    def _best(self, space: Space, ctx: Context) -> tuple[Built, int]:
+        """The graph to run, and the multiply-accumulates within which none has fewer bytes."""
+        budget = self._budget(ctx)
+        factor = self.max_mac_factor or (inf if budget else 1.0)
+        limit = int(min(space.macs * factor, max(space.macs, 1) << 32))
+        if not budget:
+            found = space.least_peak(limit)
+            return (space.build(found), limit) if found else _refuse(space, budget, limit)
+        fitting = [s for s in space.frontier if s.peak_bytes <= budget and s.macs <= limit]
+        for schedule in fitting:
+            built = space.build(schedule)
+            if built.height_bytes <= budget:
+                break
+        return (built, schedule.macs) if fitting else _refuse(space, budget, limit)
+
+    def _arrivals(
+        self, graph: Graph, built: Built, space: Space, limit: int, ctx: Context
+    ) -> Iterator[tuple[str, int | None]]:
+        """The bytes of the arena for every way in which inputs may arrive, within the same work."""
+        yield space.arrival, built.height_bytes
+        for arrival in ARRIVALS if self.compare else ():
+            if arrival == space.arrival:
+                continue
+            other = self._space(graph, arrival, ctx)
+            found = other.least_peak(limit)
+            yield arrival, other.build(found).height_bytes if found else None
+
+
+def _refuse(space: Space, budget: int, limit: int) -> NoReturn:
+    """InfeasibleError with the points of the frontier next to what was asked."""
+    name, found = space.chain.graph.name, space.frontier
+    if not found:
         raise InfeasibleError(
             "MP235",
-            f"no streams of graph {chain.graph.name} fit: they need {needs}",
-            help="allow more strips or multiply-accumulates, or a larger budget",
+            f"no streams of graph {name} fit: an op needs more than the rows that its inputs have",
+            help="give the input whole (input=whole) or from flash (input=flash)",
         )
-
-    def _note(self, chain: Chain, schedule: Schedule, live_bytes: int) -> str:
-        """What was made, and what no schedule of the same kind falls below."""
-        streams = sum(s.option.choice is not None for s in schedule.segments)
-        work = sum(unit.macs for unit in chain.units)
-        factor = schedule.macs / work if work else 1.0
-        if self.budget:
-            bound = f"{schedule.macs:,} of them within {self.budget:,} B"
-        else:
-            bound = f"{schedule.peak_bytes:,} B within {self.max_mac_factor:g} times as many"
-        return (
-            f"streams: {streams}, {live_bytes:,} B live at {factor:.3f} times the "
-            f"multiply-accumulates; no cut of this order into such streams has less than {bound}"
-        )
-
-
-def _lowest(graphs: Iterable[Graph], least_bytes: int, ctx: Context) -> Graph:
-    """The graph that a quick placement puts lowest; none is lower than ``least_bytes``."""
-    best, height = None, 0
-    for graph in graphs:
-        problem = problem_of(graph, ctx.layout).problem.unlimited()
-        arena = ctx.layout.arena.name
-        found = allocate(problem, region=arena, solver="greedy").height_bytes
-        if best is None or found < height:
-            best, height = graph, found
-        if height <= least_bytes:
-            break
-    assert best is not None
-    return best
+    within = [f"{budget:,} B"] if budget else []
+    within += [f"{limit:,} multiply-accumulates"] if limit < found[-1].macs or not budget else []
+    points = [s for s in found if s.macs <= limit][-1:]
+    points += [s for s in found if budget and s.peak_bytes <= budget][:1] or found[-1:]
+    nearest = dict.fromkeys(
+        f"{s.peak_bytes:,} B at {space.factor(s.macs):.3f} times the multiply-accumulates"
+        for s in points
+    )
+    raise InfeasibleError(
+        "MP235",
+        f"no streams of graph {name} stay within {' and '.join(within)}",
+        help=f"nearest on the frontier: {'; '.join(nearest)}",
+    )
 
 
-def _live_bytes(graph: Graph, ctx: Context) -> int:
+def live_bytes(graph: Graph, ctx: Context) -> int:
     """The arena's live bytes when the ops run in the order of ``graph``."""
     problem = problem_of(graph, ctx.layout).problem
     return live_peak(problem, range(len(problem.steps)), ctx.layout.arena.name)[0]

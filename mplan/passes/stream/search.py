@@ -72,3 +72,15 @@ def least_work(table: Table, units: int, peak_bytes: int) -> Schedule | None:
         units = via[units].first
     peak = max((s.option.peak_bytes for s in segments), default=0)
     return Schedule(tuple(reversed(segments)), peak, sum(s.option.macs for s in segments))
+
+
+def frontier(table: Table, units: int) -> list[Schedule]:
+    """The schedules of which none is better in both bytes and work, the cheapest first."""
+    found: list[Schedule] = []
+    limit = max((o.peak_bytes for ways in table.values() for o in ways), default=0)
+    while cheapest := least_work(table, units, limit):
+        tight = least_peak(table, units, cheapest.macs)
+        assert tight is not None
+        found.append(tight)
+        limit = tight.peak_bytes - 1
+    return found

@@ -1,0 +1,109 @@
+"""All streams of one graph while its inputs arrive in one way: what they cost, and the best of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+from mplan.ir.graph import Graph
+from mplan.ir.storage import Layout, problem_of
+from mplan.passes.allocate import allocate
+from mplan.passes.stream.attach import attach
+from mplan.passes.stream.chain import Chain
+from mplan.passes.stream.costs import Limits, Option, options
+from mplan.passes.stream.realize import realize
+from mplan.passes.stream.search import Schedule, frontier, least_peak
+
+#: How the user's inputs arrive: in the arena, row by row, or in memory outside of the arena.
+Arrival: TypeAlias = Literal["whole", "rows", "flash"]
+ARRIVALS: tuple[Arrival, ...] = ("whole", "rows", "flash")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of the frontier: no cut needs fewer bytes for this many multiply-accumulates.
+
+    ``mac_factor`` is their number over that of the graph; ``streams`` and ``strips`` say how many
+    segments are streams, and how many of these go by strips of columns.
+    """
+
+    peak_bytes: int
+    macs: int
+    mac_factor: float
+    streams: int
+    strips: int
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A graph of streams and the height at which a quick placement puts its arena."""
+
+    schedule: Schedule
+    graph: Graph
+    height_bytes: int
+
+
+class Space:
+    """The cuts of ``graph`` into streams within ``limits``; its inputs arrive as ``arrival`` says."""
+
+    def __init__(self, graph: Graph, arrival: Arrival, limits: Limits, layout: Layout):
+        users = frozenset(i.value.name for i in graph.inputs if i.role == "input")
+        none = frozenset[str]()
+        self.arrival = arrival
+        held, pushed = users if arrival == "whole" else none, users if arrival == "rows" else none
+        self.chain = Chain(attach(graph), held, pushed)
+        self.limits = limits
+        self.layout = replace(layout, inputs=layout.arena if arrival == "whole" else None)
+        self.units = len(self.chain.units)
+        self.macs = sum(unit.macs for unit in self.chain.units)
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether any op has rows."""
+        return any(unit.node for unit in self.chain.units)
+
+    @cached_property
+    def table(self) -> dict[tuple[int, int], list[Option]]:
+        """The ways to run every interval of the chain."""
+        return options(self.chain, self.limits)
+
+    @cached_property
+    def frontier(self) -> list[Schedule]:
+        """The schedules of which none is better in both bytes and work, the cheapest first."""
+        return frontier(self.table, self.units)
+
+    def point(self, schedule: Schedule) -> Point:
+        """The figures of ``schedule``."""
+        choices = [s.option.choice for s in schedule.segments if s.option.choice]
+        strips = sum(choice.width > 0 for choice in choices)
+        return Point(
+            schedule.peak_bytes, schedule.macs, self.factor(schedule.macs), len(choices), strips
+        )
+
+    def factor(self, macs: int) -> float:
+        """So many multiply-accumulates over those of the graph."""
+        return macs / self.macs if self.macs else 1.0
+
+    def least_peak(self, macs: int) -> Schedule | None:
+        """The schedule of the fewest bytes within ``macs``."""
+        return least_peak(self.table, self.units, macs)
+
+    def build(self, schedule: Schedule) -> Built:
+        """The graph that runs ``schedule``, at the lowest height that was found for it."""
+        return _lowest(realize(self.chain, schedule), schedule, self.layout)
+
+
+def _lowest(graphs: Iterable[Graph], schedule: Schedule, layout: Layout) -> Built:
+    """The graph that a quick placement puts lowest; none can be lower than the schedule's bytes."""
+    best: Built | None = None
+    for graph in graphs:
+        problem = problem_of(graph, layout).problem.unlimited()
+        height = allocate(problem, region=layout.arena.name, solver="greedy").height_bytes
+        if best is None or height < best.height_bytes:
+            best = Built(schedule, graph, height)
+        if height <= schedule.peak_bytes:
+            break
+    assert best is not None
+    return best

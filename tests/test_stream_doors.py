@@ -1,0 +1,112 @@
+"""Streams from the front doors: what is asked for, what is planned, what is reported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import mplan
+from mplan.diagnostics import InfeasibleError, UserError
+from mplan.ir.check import check
+from mplan.ir.plan import Certificate
+from mplan.ir.plan_json import load_plan
+from mplan.options import Options
+from tests.cli_runner import run_cli
+from tests.quantized_nets import QuantizedNet, mobile
+
+TARGET = "stm32f746"
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An int8 network in a file."""
+    path = tmp_path_factory.mktemp("nets") / "net.mpir"
+    path.write_text(f"{mobile(QuantizedNet(40, 32, 3))}\n")
+    return path
+
+
+def test_the_report_compares_the_ways_in_which_images_arrive(net: Path) -> None:
+    found = {}
+    for way in ("whole", "rows", "flash"):
+        done = run_cli("plan", net, "-t", TARGET, "--input", way, "--json")
+        assert done.code == 0, done.err
+        stream = done.json["stream"]
+        assert stream["input"] == way and stream["streams"] > 0 and stream["budget_bytes"] is None
+        assert stream["arena_bytes"][way] == done.json["regions"]["sram"]["peak_bytes"]
+        assert stream["lower_bound_bytes"] <= stream["arena_bytes"][way] < stream["layered_bytes"]
+        found[way] = stream["arena_bytes"]
+    for way in found:
+        assert all(found[way][way] <= f[way] <= 1.02 * found[way][way] for f in found.values())
+    assert found["rows"]["whole"] >= 40 * 32 * 3 > found["rows"]["rows"]
+    words = run_cli("plan", net, "-t", TARGET, "--input", "rows").err
+    assert "image: arrives by rows, arena " in words and "if it lies in the arena " in words
+
+
+def test_nothing_is_streamed_that_fits_unless_it_is_asked_for(net: Path) -> None:
+    done = run_cli("plan", net, "-t", TARGET, "--json")
+    assert done.json["stream"] is None
+    whole = done.json["regions"]["sram"]["peak_bytes"]
+    tight = run_cli("plan", net, "-t", TARGET, "--budget", whole - 1, "--json").json
+    assert tight["stream"]["budget_bytes"] == whole - 1 and tight["mac_factor"] == 1.0
+    assert tight["regions"]["sram"]["peak_bytes"] < whole
+
+
+def test_work_buys_bytes_and_both_limits_hold(net: Path) -> None:
+    ask = ("plan", net, "-t", TARGET, "--input", "flash", "--json")
+    least = run_cli(*ask).json
+    more = run_cli(*ask, "--max-mac-factor", 1.5).json
+    bytes_ = more["regions"]["sram"]["peak_bytes"]
+    assert bytes_ < least["regions"]["sram"]["peak_bytes"]
+    assert 1 < more["mac_factor"] <= 1.5
+    budget = run_cli(*ask, "--budget", bytes_).json
+    assert budget["regions"]["sram"]["peak_bytes"] <= bytes_
+    assert budget["mac_factor"] <= more["mac_factor"]
+    both = run_cli(*ask, "--budget", bytes_, "--max-mac-factor", 1.5)
+    assert both.json["stream"]["mac_factor"] == budget["stream"]["mac_factor"]
+    over = run_cli(*ask, "--budget", bytes_, "--max-mac-factor", 1)
+    assert over.code == 4 and over.json["error"]["code"] == "MP235"
+    assert f"{least['stream']['lower_bound_bytes']:,} B at 1.000" in over.json["error"]["help"]
+
+
+def test_options_of_streams(net: Path) -> None:
+    made = mplan.plan(net, target=TARGET, input="rows", max_mac_factor=1.1, limit=2)
+    assert made.report.stream is not None and made.report.stream.input == "rows"
+    for wrong in ({"max_mac_factor": 0.9}, {"max_mac_factor": "much"}, {"input": "columns"}):
+        with pytest.raises(UserError, match="MP423"):
+            Options.parse(wrong)
+    with pytest.raises(UserError, match="MP421"):
+        mplan.plan(net, target="cpu", input="rows")
+    with pytest.raises(InfeasibleError, match="MP235"):
+        mplan.plan(net, target=TARGET, budget=100)
+
+
+def test_the_certificate_of_streams_is_checked(net: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    assert run_cli("plan", net, "-t", TARGET, "--input", "rows", "-o", path).code == 0
+    assert run_cli("check", path).code == 0
+    _, file = load_plan(path)
+    good = file.plan.certificate("stream:sram")
+    assert good is not None and good.bound_kind == "cuts" and good.status == "optimal"
+
+    def faults(changed: Certificate) -> tuple[str, ...]:
+        others = tuple(c for c in file.plan.certificates if c is not good)
+        plan = replace(file.plan, certificates=(changed, *others))
+        return tuple(v.reason for v in check(file.problem, plan))
+
+    assert faults(good) == ()
+    assert faults(replace(good, lower_bound_bytes=good.lower_bound_bytes - 1, status="feasible")) == ()
+    for wrong in (
+        replace(good, value_bytes=good.value_bytes + 1),
+        replace(good, lower_bound_bytes=good.lower_bound_bytes - 1),
+        replace(good, lower_bound_bytes=good.lower_bound_bytes + 1),
+        replace(good, status="feasible"),
+        replace(good, bound_kind="exhaustive"),
+        replace(good, subject="stream:ram"),
+    ):
+        assert faults(wrong) == ("bound",), wrong
+    other = file.plan.certificate("schedule:sram")
+    assert other is not None
+    plan = replace(file.plan, certificates=(replace(other, bound_kind="cuts", witness=()),))
+    assert [v.reason for v in check(file.problem, plan)] == ["bound"]

@@ -10,11 +10,12 @@ import pytest
 import mplan
 from mplan.diagnostics import InfeasibleError, UserError
 from mplan.ir.check import check
+from mplan.ir.graph import Graph
 from mplan.ir.plan import Certificate
 from mplan.ir.plan_json import load_plan
 from mplan.options import Options
 from tests.cli_runner import run_cli
-from tests.quantized_nets import QuantizedNet, mobile
+from tests.quantized_nets import QuantizedNet
 
 TARGET = "stm32f746"
 
@@ -23,8 +24,17 @@ TARGET = "stm32f746"
 def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An int8 network in a file."""
     path = tmp_path_factory.mktemp("nets") / "net.mpir"
-    path.write_text(f"{mobile(QuantizedNet(40, 32, 3))}\n")
+    path.write_text(f"{inverted_residuals(QuantizedNet(40, 32, 3))}\n")
     return path
+
+
+def inverted_residuals(net: QuantizedNet) -> Graph:
+    """A first convolution, two inverted residuals, a mean."""
+    x = net.conv("x", 8, (3, 3), (2, 2), (1, 1, 1, 1))
+    y = net.conv(net.conv(x, 24), 24, (3, 3), padding=(1, 1, 1, 1), groups=24)
+    x = net.add(x, net.conv(y, 8))
+    y = net.conv(net.conv(x, 20), 20, (3, 3), (2, 2), (1, 1, 1, 1), groups=20)
+    return net.graph(net.mean(net.conv(y, 12)))
 
 
 def test_the_report_compares_the_ways_in_which_images_arrive(net: Path) -> None:

@@ -65,6 +65,9 @@ def planned(graph: Graph, pass_: StreamRows, ctx: Context) -> tuple[Graph, int]:
     found = pass_.run(graph, ctx)
     verify(found)
     assert parse(str(found)) == found
+    if ctx.streamed:
+        certificate = ctx.streamed.certificate
+        assert certificate.lower_bound_bytes <= certificate.value_bytes
     AllocateBuffers().run(found, ctx)
     assert ctx.plan is not None
     return found, ctx.plan.peak_bytes("sram")
@@ -87,6 +90,9 @@ def test_streams_run_inside_their_plan(name: str, pass_: StreamRows) -> None:
     ctx = context(held=not pass_.input)
     found, _ = planned(graph, pass_, ctx)
     assert any(op.loop for op in found.ops)
+    users = {i.value.name for i in graph.inputs if i.role == "input"}
+    pushed = [op.loop for op in found.ops if pass_.input == "rows" and users & set(op.operands)]
+    assert not any(loop.stream.up for loop in pushed if loop and loop.stream)
     assert ctx.lowered is not None and ctx.plan is not None
     out = run_in_arena(found, ctx.lowered, ctx.plan, values)
     for mine, wanted in zip(out, run(graph, values), strict=True):

@@ -6,8 +6,8 @@ interval that ends there, so that one simulation per end serves all beginnings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from mplan.ir.geometry import grid
@@ -56,6 +56,17 @@ def options(chain: Chain, limits: Limits) -> dict[tuple[int, int], list[Option]]
     return found
 
 
+class _Walks:
+    """What the rows of a flow need, those of a walk by pixels, and the columns of that."""
+
+    def __init__(self, flow: Flow, up: bool):
+        watched = tuple(flow.sizes)
+        down, self.across = Line(flow, 0, None, up), Line(flow, 1, None, up)
+        self.rows = Simulation(down, False, watched)
+        self.inner = Simulation(down, True, watched)
+        self.columns = Simulation(self.across, False, watched)
+
+
 class _Ending:
     """All streams whose last unit is ``end - 1``."""
 
@@ -73,11 +84,7 @@ class _Ending:
         sizes, loads = self._sources()
         self.flow = Flow([*loads, *self.nodes], results, sizes)
         self.single = self.flow.passed_on().keys() | {n.out for n in self.nodes if n.reduces}
-        watched = tuple(self.flow.sizes)
-        down, self.across = Line(self.flow, 0, None, False), Line(self.flow, 1, None, False)
-        self.rows = Simulation(down, False, watched)
-        self.inner = Simulation(down, True, watched)
-        self.columns = Simulation(self.across, False, watched)
+        self.walks = {up: _Walks(self.flow, up) for up in (False, True)}
         self.strips = {w: self._widths(w) for w in self._strip_widths()}
 
     def _sources(self) -> tuple[dict[str, tuple[int, int]], list[Node]]:
@@ -112,25 +119,29 @@ class _Ending:
 
     def intervals(self) -> Iterator[tuple[int, list[Option]]]:
         """The options of each interval that ends here, the shortest first."""
-        ways = [
-            (unit, 0) for unit, use in (("row", self.limits.rows), ("pixel", self.limits.pixels)) if use
-        ]
-        ways += [(unit, w) for w in self.strips for unit, _ in ways]
-        rings = dict.fromkeys(ways, 0)
+        rings = dict.fromkeys(self._ways(), 0)
         work = dict.fromkeys([0, *self.strips], Fraction(0))
         for first in range(self.end - 1, self.low - 1, -1):
             node = self.nodes[first - self.low]
             unit = self.chain.units[first]
-            for way in ways:
-                rings[way] += self._ring(node, *way)
+            for way in rings:
+                rings[way] += self._ring(node, way)
             for width in work:
                 work[width] += unit.macs * self._share(node, width)
             found = list(self._options(first, rings, work))
             if found:
                 yield first, found
 
+    def _ways(self) -> Iterator[Choice]:
+        """All ways to walk; only undivided streams go up, to follow an operand."""
+        units = (("row", self.limits.rows), ("pixel", self.limits.pixels))
+        for unit in (unit for unit, use in units if use):
+            pixelwise = unit == "pixel"
+            for up, width in ((False, 0), (True, 0), *((False, w) for w in self.strips)):
+                yield Choice("pixel" if pixelwise else "row", up, width)
+
     def _options(
-        self, first: int, rings: dict[tuple[str, int], int], work: dict[int, Fraction]
+        self, first: int, rings: Mapping[Choice, int], work: Mapping[int, Fraction]
     ) -> Iterator[Option]:
         chain = self.chain
         kept, dying, made = chain.around(first, self.end)
@@ -140,16 +151,20 @@ class _Ending:
         loads = [name for name in read if name in chain.pushed]
         if any(min(chain.readers[n]) < first or chain.last[n] >= self.end for n in loads):
             return
-        for (unit, width), inner in rings.items():
-            if width and (loads or made != [self.out]):
+
+        def bytes_of(way: Choice) -> int:
+            return outside + rings[way] + sum(self._load(name, way) for name in loads)
+
+        for way in (way for way in rings if not way.up):
+            if way.width and (loads or made != [self.out]):
                 continue
-            inside = inner + sum(self._load(name, unit) for name in loads)
-            apart = outside + inside
-            macs = int(work[width])
-            pixelwise = unit == "pixel"
-            choice = Choice("pixel" if pixelwise else "row", False, width)
-            saved, replaced = (0, "") if width else self._overlap(first, dying, pixelwise)
-            yield Option(apart - saved, macs, choice, replaced, apart)
+            apart, macs = bytes_of(way), int(work[way.width])
+            best, replaced = apart, ""
+            turns = () if way.width else (way,) if loads else (way, replace(way, up=True))
+            for turned in turns:
+                saved, name = self._overlap(first, dying, turned)
+                best, replaced = min((best, replaced), (bytes_of(turned) - saved, name))
+            yield Option(best, macs, way, replaced, apart)
 
     def _share(self, node: Node, width: int) -> Fraction:
         """How often the node computes its result, in strips of ``width``."""
@@ -157,7 +172,7 @@ class _Ending:
             return Fraction(1)
         return Fraction(self.strips[width][1].get(node.out, 0), node.grid[1])
 
-    def _ring(self, node: Node, unit: str, width: int) -> int:
+    def _ring(self, node: Node, way: Choice) -> int:
         """The bytes of a node's ring; none for what the interval yields."""
         type_ = self.chain.types[node.out]
         assert isinstance(type_, TensorType)
@@ -168,24 +183,25 @@ class _Ending:
             return 0
         if node.out in self.single:
             return pixel
-        return self._positions(node.out, unit, width) * pixel
+        return self._positions(node.out, way) * pixel
 
-    def _positions(self, name: str, unit: str, width: int) -> int:
-        row = self.strips[width][0].get(name, 0) if width else self.across.width(name)
-        if unit == "row":
-            return sum(self.rows.stay.get(name, (0, True))) * row
-        whole, part = self.inner.stay.get(name, (0, True))
-        columns = sum(self.columns.stay.get(name, (0, True)))
+    def _positions(self, name: str, way: Choice) -> int:
+        walks = self.walks[way.up]
+        row = self.strips[way.width][0].get(name, 0) if way.width else walks.across.width(name)
+        if way.unit == "row":
+            return sum(walks.rows.stay.get(name, (0, True))) * row
+        whole, part = walks.inner.stay.get(name, (0, True))
+        columns = sum(walks.columns.stay.get(name, (0, True)))
         return whole * row + (min(columns, row) if part else 0)
 
-    def _load(self, name: str, unit: str) -> int:
+    def _load(self, name: str, way: Choice) -> int:
         """The bytes of the ring of a pushed input."""
         type_ = self.chain.types[name]
         assert isinstance(type_, TensorType)
         pixel = position_bytes(type_, self.flow.sizes[name])
-        return pixel if name in self.single else self._positions(name, unit, 0) * pixel
+        return pixel if name in self.single else self._positions(name, way) * pixel
 
-    def _overlap(self, first: int, dying: list[str], pixelwise: bool) -> tuple[int, str]:
+    def _overlap(self, first: int, dying: list[str], way: Choice) -> tuple[int, str]:
         """The most bytes that the result saves in the memory of a storage that dies, and which."""
         chain, best = self.chain, (0, "")
         if self.nodes[-1].reduces or not chain.by_rows(self.out):
@@ -210,8 +226,9 @@ class _Ending:
                 total // (size[0] * size[1])
                 for total, size in ((moved, self.flow.sizes[name]), (made, self.flow.sizes[self.out]))
             )
-            columns = self.columns if pixelwise else None
-            walk = self.inner if pixelwise else self.rows
+            walks = self.walks[way.up]
+            columns = walks.columns if way.unit == "pixel" else None
+            walk = walks.inner if way.unit == "pixel" else walks.rows
             gap = follow(walk, columns, name, self.out, (pixels[0], pixels[1]), stages)
             best = max(best, (moved + made - _span(gap, moved, made), name))
         return best

@@ -132,14 +132,20 @@ class _Building:
         apart = units[0].ops if self._plain(units, down) else (down,)
         if not segment.option.replaced:
             return _Ways(apart)
+        if self._reads_pushed(down):
+            return _Ways(apart, (down,))
         up = stream_op(nodes, results, self.values, replace(choice, up=True), self.chain.pushed)
         return _Ways(apart, (down, up))
 
+    def _reads_pushed(self, op: Op) -> bool:
+        """Whether rows arrive for ``op``: the first ones first."""
+        return any(name in self.chain.pushed for name in op.operands)
+
     def _plain(self, units: Sequence[Unit], build: Op) -> bool:
         """Whether a stream is no more than its one unit, which yields the same by itself."""
-        reads_pushed = any(name in self.chain.pushed for name in build.operands)
         alike = [v.type for v in build.values] == [v.type for v in units[0].ops[-1].values]
-        return len(units) == 1 and alike and not (build.loop and build.loop.axes) and not reads_pushed
+        whole = not (build.loop and build.loop.axes) and not self._reads_pushed(build)
+        return len(units) == 1 and alike and whole
 
     def _name(self, storage: str) -> str:
         """The value in which a storage leaves its maker."""

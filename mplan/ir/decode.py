@@ -92,6 +92,8 @@ def _tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
         raise DecodeError(path, f"expected an array, found {_kind(value)}")
     if len(args) == 2 and args[1] is ...:
+        if args[0] is int and all(type(item) is int and abs(item) <= MAX_INT for item in value):
+            return tuple(value)
         return tuple(decode(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if len(value) != len(args):
         raise DecodeError(path, f"expected {len(args)} items, found {len(value)}")

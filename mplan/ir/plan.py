@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass, field, replace
-from functools import cached_property
+from dataclasses import astuple, dataclass, field, fields, is_dataclass, replace
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ SCHEMA_VERSION = 1
 
 #: Keys of a plan file that follow from the others.
 UNSEALED = ("order", "offsets", "problem_digest", "plan_digest", "content_digest")
+
+#: Types whose values JSON has as they are.
+_LEAVES = frozenset((int, str, bool, float, type(None)))
 
 Status = Literal["optimal", "feasible", "infeasible"]
 BufferKind = Literal["input", "weight", "intermediate", "output", "scratch"]
@@ -232,7 +235,7 @@ class Certificate:
         return self.value_bytes / self.lower_bound_bytes - 1 if self.lower_bound_bytes else 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """The answer: an order of the steps, placements, transfers, the height of each region.
 
@@ -272,11 +275,11 @@ class Plan:
         """The largest gap among the certificates."""
         return max((c.gap for c in self.certificates), default=0.0)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over everything in the plan but the solvers' running times."""
+        """SHA-256 over everything in the plan but the solvers' running times; kept with it."""
         timeless = replace(self, certificates=tuple(replace(c, seconds=0.0) for c in self.certificates))
-        return _sha256(asdict(timeless))
+        return _sha256(_plain(timeless))
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +297,7 @@ class PlanFile:
 
         ``order`` and ``offsets`` (buffer index → its first offset) say in short what the plan does.
         """
-        body = {"schema_version": SCHEMA_VERSION, **asdict(self)}
-        sealed = json.loads(json.dumps(body))
+        sealed = {"schema_version": SCHEMA_VERSION, **_plain(self)}
         return {
             **summary(self.plan),
             **sealed,
@@ -318,6 +320,22 @@ def _by_number(item: tuple[str, int]) -> int:
 def content_digest(document: dict[str, Any]) -> str:
     """The seal that ``PlanFile.to_json`` would put on ``document`` (a parsed plan file)."""
     return _sha256({key: value for key, value in document.items() if key not in UNSEALED})
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it: data classes as objects, tuples as arrays."""
+    if isinstance(value, tuple):
+        return [item if type(item) is int else _plain(item) for item in value]
+    if is_dataclass(value):
+        kind: type[Any] = type(value)
+        items = ((name, getattr(value, name)) for name in _names(kind))
+        return {name: item if type(item) in _LEAVES else _plain(item) for name, item in items}
+    return value
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))
 
 
 def _sha256(content: object) -> str:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import astuple, dataclass, field, fields, is_dataclass, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from mplan.ir.table import Table
@@ -327,15 +327,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [item if type(item) is int else _plain(item) for item in value]
     if is_dataclass(value):
-        kind: type[Any] = type(value)
-        items = ((name, getattr(value, name)) for name in _names(kind))
+        items = ((name, getattr(value, name)) for name in _names(type(value)))
         return {name: item if type(item) in _LEAVES else _plain(item) for name, item in items}
     return value
 
 
 @cache
-def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind))
+def _names(kind: Hashable) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(cast(Any, kind)))
 
 
 def _sha256(content: object) -> str:

@@ -327,7 +327,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [item if type(item) is int else _plain(item) for item in value]
     if is_dataclass(value):
-        items = ((name, getattr(value, name)) for name in _names(type(value)))
+        items = ((name, getattr(value, name)) for name in _names(value.__class__))
         return {name: item if type(item) in _LEAVES else _plain(item) for name, item in items}
     return value
 

@@ -26,7 +26,7 @@ import mplan
 from mplan.capture import Captured, capture_exported
 from mplan.diagnostics import UnsupportedError
 from tests.cli_runner import run_cli
-from tests.qdq_nets import floats_in, lowered, outputs_of, steps_between
+from tests.qdq_nets import Calls, floats_in, lowered, outputs_of, steps_between
 
 LAYERS = ("aten.conv2d.default", "aten.linear.default")
 
@@ -204,3 +204,47 @@ def test_a_saved_program_is_planned_and_compiled(tmp_path: Path) -> None:
     assert compiled.code == 0, compiled.err
     found = run_cli("run", out, "--json").json
     assert found["outputs_match"] and found["max_abs_err"] == 0
+
+
+IMAGE = (1, 3, 8, 8)
+#: What stays float: the network, the shapes of its inputs, and what the note says.
+STAYS: dict[str, tuple[Any, ...]] = {
+    "transposed": (nn.ConvTranspose2d(3, 4, 3), IMAGE, "transposed convolutions"),
+    "three_dimensions": (nn.Conv3d(3, 4, 3), (1, 3, 4, 4, 4), "one or two dimensions"),
+    "factor": (Calls(lambda x, y: torch.sub(x, y, alpha=2)), IMAGE, IMAGE, "has a factor"),
+    "dilated_pool": (nn.MaxPool2d(2, dilation=2), IMAGE, "dilation or partial"),
+    "partial_pool": (nn.AvgPool2d(3, ceil_mode=True), IMAGE, "partial windows"),
+    "overlapping_pool": (nn.AdaptiveAvgPool2d(3), IMAGE, "windows overlap"),
+    "pool_of_volumes": (nn.MaxPool3d(2), (1, 3, 4, 4, 4), "no integer form"),
+    "repeated": (Calls(lambda x: x[:, :1].expand(1, 3, 8, 8) * x), IMAGE, "repeats elements"),
+    "other_fill": (Calls(lambda x: F.pad(x, (1, 1), value=0.123456)), IMAGE, "none of its operand's"),
+    "vectors": (Calls(lambda x, y: torch.matmul(x, y)), (4, 8), (8,), "no matrices"),
+    "cumsum": (Calls(lambda x: torch.cumsum(x, 1)), IMAGE, "no integer form"),
+}
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_what_stays_float_says_why(name: str) -> None:
+    torch.manual_seed(0)
+    model, *shapes, reason = STAYS[name]
+    inputs = tuple(torch.randn(*shape) for shape in shapes)
+    program = torch.export.export(model.eval(), inputs)
+    observed = prepare_pt2e(program.module(check_guards=False), EachOp())
+    observed(*inputs)
+    again = torch.export.export(convert_pt2e(observed), inputs)
+    captured = capture_exported(again, decompose=True)
+    graph, constants, notes = lowered(captured)
+    assert any(reason in note for note in notes)
+    (simulated,) = outputs_of(captured.graph, captured.constants, inputs)
+    (ours,) = outputs_of(graph, constants, inputs)
+    assert (ours - simulated).abs().max() <= 0.02 * simulated.abs().max()
+
+
+def test_weights_that_are_an_input_are_refused_per_channel() -> None:
+    inputs = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    program = torch.export.export(Calls(lambda x, w: F.conv2d(x, w)), inputs)
+    observed = prepare_pt2e(program.module(check_guards=False), EachOp())
+    observed(*inputs)
+    again = torch.export.export(convert_pt2e(observed), inputs)
+    with pytest.raises(UnsupportedError, match="activations with a scale per channel"):
+        mplan.plan(again, target="stm32f746")

@@ -158,3 +158,26 @@ def test_calibration_needs_data() -> None:
     with pytest.raises(UserError) as caught:
         mplan.quantize(nn.ReLU(), [])
     assert caught.value.code == "MP315"
+
+
+FLOATS: dict[str, Any] = {
+    "after_a_permutation": lambda f, x: f(torch.cumsum(x.permute(0, 2, 3, 1)[:, 2:], 1)),
+    "between_layers": lambda f, x: f(torch.cumsum(f(x.permute(0, 2, 3, 1)), 1)),
+    "split_in_two": lambda f, x: torch.add(*torch.cumsum(x, 2).transpose(1, 3).chunk(2, 1)),
+    "at_the_end": lambda f, x: torch.cumsum(f(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 1),
+}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_floats_between_integers_compute_the_same(name: str) -> None:
+    torch.manual_seed(1)
+    model = Calls(FLOATS[name], nn.Linear(6, 6))
+    if name == "split_in_two":
+        model = Calls(lambda x: FLOATS[name](None, x))
+    captured, inputs = quantized(model, [(2, 6, 4, 8)])
+    graph, constants, notes = lowered(captured)
+    assert any("cumsum" in note for note in notes)
+    (simulated,) = outputs_of(captured.graph, captured.constants, inputs)
+    (ours,) = outputs_of(graph, constants, inputs)
+    assert ours.shape == simulated.shape
+    assert (ours - simulated).abs().max() <= 0.02 * simulated.abs().max()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mplan.ir.graph import Alias, Arg, Graph, Input, Loc, Op, Ref, Role, Value
+from mplan.ir.graph import Alias, Arg, Graph, Input, Loc, Op, Ref, Role, Value, refs
 from mplan.ir.ops import infer, lookup
 from mplan.ir.types import DType, TensorType, Type
 
@@ -85,11 +85,15 @@ class Builder:
         return Ref(value.name)
 
     def finish(self, outputs: tuple[Arg, ...]) -> tuple[Graph, dict[str, Any]]:
-        """The graph and its constants, without those that nothing uses."""
-        used = {name for op in self.ops for name in op.operands}
-        used |= {ref.name for ref in outputs if isinstance(ref, Ref)}
+        """The graph and its constants, without ops and constants that nothing uses."""
+        used = {ref.name for ref in refs(outputs)}
+        ops: list[Op] = []
+        for op in reversed(self.ops):
+            if any(v.name in used for v in op.values):
+                used |= {*op.operands, *(v.alias.of for v in op.values if v.alias)}
+                ops.append(op)
         kept = [i for i in self.inputs if i.role in ("input", "symbol") or i.value.name in used]
         kept.sort(key=lambda i: i.role not in ("input", "symbol"))
         names = {i.value.name for i in kept}
-        graph = replace(self.graph, inputs=tuple(kept), ops=tuple(self.ops), outputs=outputs)
+        graph = replace(self.graph, inputs=tuple(kept), ops=tuple(reversed(ops)), outputs=outputs)
         return graph, {name: t for name, t in self.constants.items() if name in names}

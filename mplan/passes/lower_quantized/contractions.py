@@ -25,11 +25,12 @@ def convolution(low: Lowering, op: Op, goal: Goal) -> Stored:
     """A convolution of one or two dimensions with constant weights."""
     if op.arg("transposed") is True:
         raise Unlowered("transposed convolutions have no integer form")
-    x, weight = low.operand(op, "input"), _weight(low, op, "weight", 0)
+    x = low.operand(op, "input")
     rank = len(x.shape)
     padding = op.arg("padding", 0)
     if rank not in (3, 4) or isinstance(padding, str):
         raise Unlowered("convolutions of one or two dimensions alone have an integer form")
+    weight = _weight(low, op, "weight", 0)
     stride, dilation = (_spatial(integers(op, n, rank - 2), 1) for n in ("stride", "dilation"))
     rows, columns = _spatial(integers(op, "padding", rank - 2), 0)
     if rank == 3:

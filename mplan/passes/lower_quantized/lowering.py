@@ -9,7 +9,7 @@ found, the float ops are copied between ``mplan.dequantize`` and ``mplan.quantiz
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,8 +17,8 @@ from mplan.diagnostics import UserError
 from mplan.ir.affine import Affine
 from mplan.ir.fixed_point import quantize_multiplier
 from mplan.ir.graph import Arg, Op, Ref, Value, refs, substitute, tensor_type
-from mplan.ir.ops import bind_arg, lookup
-from mplan.ir.types import DType, TensorType
+from mplan.ir.ops import bind_arg, infer, lookup
+from mplan.ir.types import DType, TensorType, Type
 from mplan.passes.lower_quantized import scales
 from mplan.passes.lower_quantized.builder import Builder
 from mplan.passes.lower_quantized.goal import Goal, Unlowered
@@ -332,6 +332,8 @@ class Lowering:
             results.append(replace(value, name=self.builder.fresh(value.name), alias=alias))
         args = tuple((key, substitute(arg, names)) for key, arg in op.args)
         copied = replace(op, args=args, results=tuple(results))
+        if any(self.builder.types[new] != self.values[old].type for old, new in names.items()):
+            copied = _restrided(copied, self.builder.types)
         self.builder.append(copied)
         for old, new in zip(op.results, copied.results, strict=True):
             if old is not None and new is not None:
@@ -395,6 +397,30 @@ class Lowering:
         inner = self.weight(self.source(op, "self")) if op.arg("self") is not None else None
         dims = permutation(op, len(self.shape(name)))
         return inner.moved(dims) if inner and dims is not None else None
+
+
+def _restrided(op: Op, types: Mapping[str, Type]) -> Op:
+    """``op`` for operands of ``types``, which may have other strides than it was made for."""
+    import torch
+
+    operands = {}
+    for name in op.operands:
+        type_ = types[name]
+        assert isinstance(type_, TensorType)
+        dtype = getattr(torch, type_.dtype.torch_name)
+        sizes = [n for n in type_.shape if isinstance(n, int)]
+        operands[name] = torch.empty_strided(sizes, type_.element_strides, dtype=dtype, device="meta")
+    results = []
+    for value, inferred in zip(op.results, infer(op, types), strict=True):
+        if value is not None and inferred is not None:
+            value = replace(value, type=inferred)
+            if value.alias and value.alias.offset_bytes != 0:
+                args = {key: bind_arg(arg, operands, {}) for key, arg in op.args}
+                shown = lookup(op.kind).reference(**args)
+                place = shown.storage_offset() * shown.element_size()
+                value = replace(value, alias=replace(value.alias, offset_bytes=place))
+        results.append(value)
+    return replace(op, results=tuple(results))
 
 
 def permutation(op: Op, rank: int) -> Sizes | None:

@@ -218,7 +218,6 @@ STAYS: dict[str, tuple[Any, ...]] = {
     "pool_of_volumes": (nn.MaxPool3d(2), (1, 3, 4, 4, 4), "no integer form"),
     "repeated": (Calls(lambda x: x[:, :1].expand(1, 3, 8, 8) * x), IMAGE, "repeats elements"),
     "other_fill": (Calls(lambda x: F.pad(x, (1, 1), value=0.123456)), IMAGE, "none of its operand's"),
-    "vectors": (Calls(lambda x, y: torch.matmul(x, y)), (4, 8), (8,), "no integer form"),
     "cumsum": (Calls(lambda x: torch.cumsum(x, 1)), IMAGE, "no integer form"),
 }
 

@@ -38,7 +38,7 @@ def bounded(graph: Graph, values: dict[str, torch.Tensor]) -> tuple[Graph, Conte
     return BoundSums().run(graph, ctx), ctx
 
 
-@pytest.mark.parametrize("values", [{}, {"bias": -LARGEST}, {"shift": -30}])
+@pytest.mark.parametrize("values", [{}, {"bias": -LARGEST}, {"shift": -30}, {"shift": -31}])
 def test_small_sums_are_marked_and_factors_become_one_per_channel(values: dict[str, int]) -> None:
     graph, given = parse(LINEAR.replace("OPTIONS", PLAIN)), constants(**values)
     marked, ctx = bounded(graph, given)
@@ -53,13 +53,36 @@ def test_small_sums_are_marked_and_factors_become_one_per_channel(values: dict[s
         assert torch.equal(before, after)
 
 
+def test_channels_with_one_result_get_a_small_factor() -> None:
+    weight = torch.tensor([[0, 0], [5, 2], [5, 2], [0, 0]], dtype=torch.int8)
+    given = {
+        "w": weight,
+        "b": torch.tensor([-77, 40, 40, 12345], dtype=torch.int32),
+        "m": torch.tensor([3 << 29, 0, 3 << 29, 3 << 29], dtype=torch.int32),
+        "s": torch.tensor([0, 0, -31, 9], dtype=torch.int8),
+    }
+    text = (
+        LINEAR.replace("OPTIONS", PLAIN)
+        .replace("i8[2,2]", "i8[4,2]")
+        .replace("i8[1,2] = ", "i8[1,4] = ")
+    )
+    graph = parse(
+        text.replace("i32[2]", "i32[4]").replace("i32[1]", "i32[4]").replace("%s: i8[1]", "%s: i8[4]")
+    )
+    marked, ctx = bounded(graph, given)
+    assert marked.ops[0].arg("bounded") is True
+    for x in ([[-128, 127]], [[127, 127]], [[0, 0]]):
+        image = {"x": torch.tensor(x, dtype=torch.int8)}
+        (before,), (after,) = run(graph, {**given, **image}), run(marked, {**ctx.constants, **image})
+        assert torch.equal(before, after)
+
+
 @pytest.mark.parametrize(
     ("values", "options"),
     [
         ({"bias": LARGEST + 1}, PLAIN),
         ({"bias": -LARGEST - 1}, PLAIN),
         ({"shift": 0}, PLAIN),
-        ({"shift": -31}, PLAIN),
         ({}, f'{PLAIN}, rounding="single"'),
         ({}, PLAIN.replace("=0", "=1")),
     ],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from mplan.ir.fixed_point import rescale
 from mplan.ir.graph import Graph, Op, Ref
 from mplan.ir.quantized_reference import BOUNDED_SHIFTS, BOUNDED_SUM
 from mplan.passes.base import Context, Pass
@@ -45,12 +47,32 @@ def _bounded(op: Op, constants: NewConstants) -> Op:
         "multiplier": multiplier.expand(channels).contiguous(),
         "shift": shift.expand(channels).contiguous(),
     }
+    per_channel = _without_idle(per_channel, largest_sums(op, weight, 0 * per_channel["bias"].long()))
     low, high = BOUNDED_SHIFTS
     small = int(largest_sums(op, weight, per_channel["bias"].long()).max()) < BOUNDED_SUM
-    if not small or int(shift.min()) < low or int(shift.max()) > high:
+    shifts = per_channel["shift"]
+    if not small or int(shifts.min()) < low or int(shifts.max()) > high:
         return op
     given = {"bias": bias, "multiplier": multiplier, "shift": shift}
-    new = {k: t for k, t in per_channel.items() if given[k] is None or given[k].shape != t.shape}
+    new = {k: t for k, t in per_channel.items() if given[k] is None or not torch.equal(given[k], t)}
     named = op.arg("weight")
     assert isinstance(named, Ref)
     return constants.changed(op, named.name, new, {"bounded": True})
+
+
+def _without_idle(layer: Mapping[str, Any], spread: Any) -> dict[str, Any]:
+    """Bias and factors of channels with one result only, made such that their shifts are -1.
+
+    ``spread`` is what inputs can add to a channel's sum. Without weights the result is that of the
+    bias, far beyond the range of int8 at most; a factor of 0 or below 2**-31 yields 0.
+    """
+    import torch
+
+    bias, multiplier, shift = (layer[name] for name in ("bias", "multiplier", "shift"))
+    fixed = rescale(bias, multiplier, shift).clamp(-1024, 1024)
+    constant, zero = spread == 0, (multiplier == 0) | (shift < BOUNDED_SHIFTS[0])
+    return {
+        "bias": torch.where(constant, 4 * fixed, bias).int(),
+        "multiplier": torch.where(constant, 1 << 30, torch.where(zero, 0, multiplier)).int(),
+        "shift": torch.where(constant | zero, -1, shift).to(torch.int8),
+    }

@@ -107,9 +107,11 @@ def _blocked(site: Site, form: _Form) -> Function:
     finish = results(site)
     ending = finish.name.removeprefix("results_4")
     name = f"{form.name}_centered" if centered else f"{form.name}{ending}"
-    needs = (*_taps_functions(), function("biases_4", needs=(_conv_t(),)), sums, finish)
+    given = bool(site.arg("bounded"))
+    biases = function("biases_4" if given else "biases_4_if_any", "biases_4", (_conv_t(),), given=given)
+    needs = (*_taps_functions(), biases, sums, finish)
     options = {**form.options, "lanes": range(_LANES), "centered": centered}
-    names = {"products": sums.name, "results": finish.name}
+    names = {"biases": biases.name, "products": sums.name, "results": finish.name}
     return function(name, form.template, needs, **options, **names)
 
 

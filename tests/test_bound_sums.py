@@ -38,12 +38,15 @@ def bounded(graph: Graph, values: dict[str, torch.Tensor]) -> tuple[Graph, Conte
     return BoundSums().run(graph, ctx), ctx
 
 
-@pytest.mark.parametrize("values", [{}, {"bias": -LARGEST}, {"shift": -30}, {"shift": -31}])
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"bias": -LARGEST}, {"shift": -30}, {"shift": -31}, {"shift": 0}, {"bias": 999, "shift": 9}],
+)
 def test_small_sums_are_marked_and_factors_become_one_per_channel(values: dict[str, int]) -> None:
     graph, given = parse(LINEAR.replace("OPTIONS", PLAIN)), constants(**values)
     marked, ctx = bounded(graph, given)
     (op,) = marked.ops
-    assert op.arg("bounded") is True
+    assert op.arg("bounded") is True and op.arg("below_half") is (values.get("shift", -1) < 0)
     assert {i.value.name for i in marked.inputs} == {"x", "w", "b", *ctx.constants}
     assert [ctx.constants[op.arg(k).name].numel() for k in ("multiplier", "shift")] == [2, 2]  # type: ignore[union-attr]
     assert bounded(marked, dict(ctx.constants))[0] is marked
@@ -82,7 +85,7 @@ def test_channels_with_one_result_get_a_small_factor() -> None:
     [
         ({"bias": LARGEST + 1}, PLAIN),
         ({"bias": -LARGEST - 1}, PLAIN),
-        ({"shift": 0}, PLAIN),
+        ({"shift": 1}, PLAIN),
         ({}, f'{PLAIN}, rounding="single"'),
         ({}, PLAIN.replace("=0", "=1")),
     ],
@@ -92,7 +95,7 @@ def test_other_layers_stay(values: dict[str, int], options: str) -> None:
     assert bounded(graph, constants(**values))[0] is graph
 
 
-@pytest.mark.parametrize("values", [{"bias": 2**30}, {"shift": 0}, {"shift": -31}])
+@pytest.mark.parametrize("values", [{"bias": 2**30}, {"shift": 1}, {"shift": -31}])
 def test_a_broken_promise_is_an_error(values: dict[str, int]) -> None:
     graph = parse(LINEAR.replace("OPTIONS", f"{PLAIN}, bounded=true"))
     x = torch.tensor([[0, 0]], dtype=torch.int8)

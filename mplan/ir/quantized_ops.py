@@ -8,9 +8,10 @@ O]``, of a linear layer ``[O, I]``. Weights are symmetric (zero point 0). A real
 channel where weights are scaled per channel. Results are clamped to ``[clamp_min, clamp_max]``, which
 is how activations such as ReLU6 are fused. ``padding`` is (top, bottom, left, right); padding reads
 as ``padding_value`` in convolutions, which is the input's zero point unless given, and as nothing in
-pools. A layer is ``bounded`` if, whatever its input, no sum with its bias reaches 2**30 in absolute
-value; its bias and factors are then given, one per output channel, shifts are in [-30, -1] and the
-input's zero point is 0.
+pools. A layer is ``bounded`` if its constants prove that no input overflows: no sum with its bias,
+shifted left where the shift is positive, reaches 2**30 in absolute value. Its bias and factors are
+then given, one per output channel, shifts are at least -30, no weight is -128 and the input's zero
+point is 0. It is ``below_half``, too, if all its shifts are negative.
 
 Views, concatenation and constant padding need no quantised op: they stay ATen's. Layer by layer, the
 arithmetic is TFLite's (Jacob et al. 2018): ``double`` rounding everywhere but in linear layers, which
@@ -233,7 +234,9 @@ _CLAMP = (
     Param("clamp_max", "int", required=False, default=127),
 )
 
-_BOUNDED = Param("bounded", "bool", required=False, default=False)
+_BOUNDED = tuple(
+    Param(name, "bool", required=False, default=False) for name in ("bounded", "below_half")
+)
 
 
 def _params(text: str, *rest: Param) -> tuple[Param, ...]:
@@ -270,7 +273,7 @@ _CONV = _params(
     "input_zero_point:i output_zero_point:i",
     *_CLAMP,
     Param("padding_value", "int?", required=False),
-    _BOUNDED,
+    *_BOUNDED,
 )
 _POOL = _params("input:t kernel_size:i[] stride:i[] padding:i[]", *_CLAMP)
 _SUM = _params(
@@ -287,7 +290,7 @@ _LINEAR = (
         "input:t weight:t bias:t? multiplier:t shift:t input_zero_point:i output_zero_point:i", *_CLAMP
     ),
     Param("rounding", "str", required=False, default="double"),
-    _BOUNDED,
+    *_BOUNDED,
 )
 _MEAN = _params("input:t dim:i[] keepdim:b input_zero_point:i multiplier:i shift:i output_zero_point:i")
 _RESCALE = _params("input:t input_zero_point:i multiplier:i shift:i output_zero_point:i", *_CLAMP)

@@ -23,8 +23,8 @@ from mplan.ir.fixed_point import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What a ``bounded`` layer promises of its sums, in absolute value, and of its shifts.
-BOUNDED_SUM, BOUNDED_SHIFTS = 1 << 30, (-30, -1)
+#: A ``bounded`` layer's sums are below this in absolute value, its shifts not below that.
+BOUNDED_SUM, LEAST_SHIFT = 1 << 30, -30
 #: Sums get this many fractional bits before their operands are scaled alike.
 ADD_LEFT_SHIFT = 20
 
@@ -44,6 +44,7 @@ def qconv2d(
     bias: Tensor | None = None,
     padding_value: int | None = None,
     bounded: bool = False,
+    below_half: bool = False,
 ) -> Tensor:
     """A convolution, in groups if the weights are shallower than the input."""
     import torch
@@ -76,6 +77,7 @@ def qdepthwise_conv2d(
     bias: Tensor | None = None,
     padding_value: int | None = None,
     bounded: bool = False,
+    below_half: bool = False,
 ) -> Tensor:
     """A convolution of each channel by itself; a channel may yield several."""
     import torch
@@ -133,6 +135,7 @@ def qlinear(
     rounding: str = "double",
     bias: Tensor | None = None,
     bounded: bool = False,
+    below_half: bool = False,
 ) -> Tensor:
     """A fully connected layer over the last dimension."""
     import torch
@@ -175,7 +178,7 @@ def requantized(
 ) -> Tensor:
     """The bytes of 32-bit sums: scaled, moved to the zero point, clamped.
 
-    UserError MP107 if a ``bounded`` layer breaks its promise.
+    UserError MP107 if the sums of a ``bounded`` layer are not.
     """
     import torch
 
@@ -187,9 +190,8 @@ def requantized(
 
 
 def _check_bounds(acc: Tensor, shift: Tensor) -> None:
-    low, high = BOUNDED_SHIFTS
-    small = bool((acc.long().abs() < BOUNDED_SUM).all())
-    if not small or not bool(((shift >= low) & (shift <= high)).all()):
+    small = bool(((acc.long() << shift.long().clamp(min=0)).abs() < BOUNDED_SUM).all())
+    if not small or int(shift.min()) < LEAST_SHIFT:
         raise UserError("MP107", "a layer that is called bounded has larger sums or other shifts")
 
 

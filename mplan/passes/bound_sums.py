@@ -1,4 +1,4 @@
-"""Quantised layers whose sums are small for every input say so, and kernels round them faster."""
+"""Quantised layers whose sums are small for every input say so, and kernels scale them faster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from mplan.ir.fixed_point import rescale
 from mplan.ir.graph import Graph, Op, Ref
-from mplan.ir.quantized_reference import BOUNDED_SHIFTS, BOUNDED_SUM
+from mplan.ir.quantized_reference import BOUNDED_SUM, LEAST_SHIFT
 from mplan.passes.base import Context, Pass
 from mplan.passes.fold_zero_points import SUMMED, largest_sums
 from mplan.passes.rewrite import NewConstants
@@ -19,7 +19,7 @@ class BoundSums(Pass):
     """Mark layers as ``bounded`` whose constants prove it; bias and factors become one per channel.
 
     The proof adds the absolute values of a channel's weights. Layers with an input zero point, without
-    constant weights, or that round once stay as they are.
+    constant weights, with a weight of -128, or that round once stay as they are.
     """
 
     name: ClassVar[str] = "bound_sums"
@@ -48,16 +48,17 @@ def _bounded(op: Op, constants: NewConstants) -> Op:
         "shift": shift.expand(channels).contiguous(),
     }
     per_channel = _without_idle(per_channel, largest_sums(op, weight, 0 * per_channel["bias"].long()))
-    low, high = BOUNDED_SHIFTS
-    small = int(largest_sums(op, weight, per_channel["bias"].long()).max()) < BOUNDED_SUM
-    shifts = per_channel["shift"]
-    if not small or int(shifts.min()) < low or int(shifts.max()) > high:
+    shifts = per_channel["shift"].long()
+    sums = largest_sums(op, weight, per_channel["bias"].long()) << shifts.clamp(min=0)
+    if int(sums.max()) >= BOUNDED_SUM or int(shifts.min()) < LEAST_SHIFT or int(weight.min()) == -128:
         return op
     given = {"bias": bias, "multiplier": multiplier, "shift": shift}
     new = {k: t for k, t in per_channel.items() if given[k] is None or not torch.equal(given[k], t)}
     named = op.arg("weight")
     assert isinstance(named, Ref)
-    return constants.changed(op, named.name, new, {"bounded": True})
+    return constants.changed(
+        op, named.name, new, {"bounded": True, "below_half": int(shifts.max()) < 0}
+    )
 
 
 def _without_idle(layer: Mapping[str, Any], spread: Any) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def _without_idle(layer: Mapping[str, Any], spread: Any) -> dict[str, Any]:
 
     bias, multiplier, shift = (layer[name] for name in ("bias", "multiplier", "shift"))
     fixed = rescale(bias, multiplier, shift).clamp(-1024, 1024)
-    constant, zero = spread == 0, (multiplier == 0) | (shift < BOUNDED_SHIFTS[0])
+    constant, zero = spread == 0, (multiplier == 0) | (shift < LEAST_SHIFT)
     return {
         "bias": torch.where(constant, 4 * fixed, bias).int(),
         "multiplier": torch.where(constant, 1 << 30, torch.where(zero, 0, multiplier)).int(),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from mplan.codegen.c.quantized_window import rescale, result_range, store
+from mplan.codegen.c.quantized_window import high_mul_small, rescale, result_range, store
 from mplan.codegen.c.render import function
 from mplan.codegen.c.structs import invoke_with
 from mplan.codegen.c.table import Site, kernel
@@ -99,11 +99,17 @@ def summed(site: Site) -> Code:
     """A sum or a difference."""
     name = site.op.kind.removeprefix("mplan.")
     operator = "+" if name == "qadd" else "-"
-    made = function(name, "qsum", (_pointwise_t(), rescale(), store()), operator=operator)
     operands = {"a": "input", "b": "other"}
+    made = function(name, "qsum", (_pointwise_t(), rescale(), store()), operator=operator)
+    head = (_pointwise_t(), high_mul_small(), store())
+    dense = function(f"{name}_dense", "qsum_dense", head, operator=operator)
+    small = (
+        max(site.integer("input_shift"), site.integer("other_shift"), 1 + site.integer("shift")) <= 0
+    )
+    small = small and site.integer("shift") >= -30
     parts = ("zero_point", "multiplier", "shift")
     given = {f"{k}_{p.split('_')[0]}": f"{n}_{p}" for k, n in operands.items() for p in parts}
-    return _binary(site, made, _integers(site, **given))
+    return _binary(site, made, _integers(site, **given), dense if small else None)
 
 
 @kernel("mplan.qmul")
@@ -113,11 +119,14 @@ def multiplied(site: Site) -> Code:
     return _binary(site, made, _integers(site, a_zero="input_zero_point", b_zero="other_zero_point"))
 
 
-def _binary(site: Site, made: Function, fields: dict[str, int]) -> Code:
+def _binary(site: Site, made: Function, fields: dict[str, int], dense: Function | None = None) -> Code:
+    """``made`` along rows of two operands, or ``dense`` where all steps are 1."""
     y = site.result
     a, b = (site.tensor(name).expand(y.shape) for name in ("input", "other"))
 
     def body(target: Tensor, left: Tensor, right: Tensor) -> Code:
+        if dense and all(t.strides[0] == 1 for t in (left, right, target)):
+            return invoke_with(dense, _pointwise_t(), fields, left, right, target, target.shape[0])
         pairs = [part for t in (left, right, target) for part in (t, t.strides[0])]
         return invoke_with(made, _pointwise_t(), fields, *pairs, target.shape[0])
 
@@ -207,7 +216,7 @@ def softmax(site: Site) -> Code:
 
 def _exponential() -> tuple[Function, ...]:
     """Exponentials and reciprocals in fixed point."""
-    multiply, saturate = function("high_mul"), function("saturating_shift")
+    multiply, saturate = function("high_mul", small=False), function("saturating_shift")
     exponential = function(
         "exp_of_negative",
         needs=(multiply, function("rounding_shift")),

@@ -96,7 +96,7 @@ def _deep(site: Site, shape: tuple[int, ...]) -> _Form:
 def _single(site: Site, form: _Form) -> Function:
     """The kernel that computes one channel at a time."""
     needs = (*_taps_functions(), rescale(), store())
-    options = {**form.options, "lanes": range(1)}
+    options = {**form.options, "lanes": range(1), "wide": ""}
     return function(f"{form.name}_1", form.template, needs, **options)
 
 
@@ -110,7 +110,12 @@ def _blocked(site: Site, form: _Form) -> Function:
     given = bool(site.arg("bounded"))
     biases = function("biases_4" if given else "biases_4_if_any", "biases_4", (_conv_t(),), given=given)
     needs = (*_taps_functions(), biases, sums, finish)
-    options = {**form.options, "lanes": range(_LANES), "centered": centered}
+    options = {**form.options, "lanes": range(_LANES), "centered": centered, "wide": ""}
+    if given and site.op.kind == "mplan.qdepthwise_conv2d":
+        taps, full, scaled = form.options["taps"], "_full" in ending, scaled_4(site)
+        view = {"taps": taps, "full": full, "scaled": scaled.name}
+        wide = function(f"channels_16_{taps}{ending}", "channels_16", (_conv_t(), scaled), **view)
+        options, needs = {**options, "wide": wide.name}, (*needs, wide)
     names = {"biases": biases.name, "products": sums.name, "results": finish.name}
     return function(name, form.template, needs, **options, **names)
 
@@ -130,9 +135,24 @@ def results(site: Site) -> Function:
     if not site.arg("bounded"):
         return function("results_4", needs=(_conv_t(), rescale(), store()))
     full = (site.integer("clamp_min"), site.integer("clamp_max")) == (-128, 127)
-    needs = (instructions(), _conv_t(), function("high_mul"), store())
-    name = "results_4_full" if full else "results_4_clamped"
-    return function(name, "results_4_bounded", needs, full=full)
+    mixed, scaled = not site.arg("below_half"), scaled_4(site)
+    needs = (_conv_t(), high_mul_small(), store(), scaled)
+    name = f"results_4_{'full' if full else 'clamped'}{'_mixed' if mixed else ''}"
+    view = {"full": full, "mixed": mixed, "scaled": scaled.name}
+    return function(name, "results_4_bounded", needs, **view)
+
+
+def scaled_4(site: Site) -> Function:
+    """The C function that scales four sums of a bounded layer in a vector."""
+    mixed = not site.arg("below_half")
+    return function(
+        "scaled_4_mixed" if mixed else "scaled_4", "scaled_4", (instructions(),), mixed=mixed
+    )
+
+
+def high_mul_small() -> Function:
+    """The C function that multiplies a number below 2^30 with a factor."""
+    return function("high_mul_small", "high_mul", (instructions(),), small=True)
 
 
 def _taps_functions() -> tuple[Function, ...]:

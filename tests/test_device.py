@@ -15,7 +15,7 @@ from torch import nn
 
 import mplan
 from mplan.diagnostics import MplanError
-from mplan.runtime.device import run_bundle
+from mplan.runtime.device import _largest_error, run_bundle
 from mplan.runtime.run_report import render
 
 
@@ -122,3 +122,10 @@ def test_a_damaged_manifest_is_an_error_with_a_code(tmp_path: Path, content: str
     with pytest.raises(MplanError) as info:
         run_bundle(tmp_path)
     assert info.value.code == "MP425"
+
+
+def test_int8_outputs_match_at_the_least_number() -> None:
+    """The absolute value of -128 has no place in 8 bits."""
+    wanted = np.array([-128, 127, 0], dtype=np.int8)
+    assert _largest_error([wanted], [wanted]) == (0.0, True)
+    assert _largest_error([wanted], [np.array([-127, 127, 0], dtype=np.int8)]) == (1.0, False)

@@ -249,7 +249,8 @@ def _largest_error(outputs: Sequence[Any], expected: Sequence[Any]) -> tuple[flo
 
     worst, match = 0.0, True
     for ours, theirs in zip(outputs, expected, strict=True):
-        difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
+        wanted = theirs.astype(np.float64)
+        difference = np.abs(ours.astype(np.float64) - wanted)
         worst = max(worst, float(difference.max(initial=0.0)))
-        match = match and bool((difference <= 1e-4 * (1 + np.abs(theirs))).all())
+        match = match and bool((difference <= 1e-4 * (1 + np.abs(wanted))).all())
     return worst, match

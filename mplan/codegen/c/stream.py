@@ -47,11 +47,12 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """A stage as the template shows it: the rows of its table of reads."""
+    """A stage as the template shows it; its reads are ``[first, end)`` in the table."""
 
     number: int
     what: str
-    rows: tuple[tuple[int, ...], ...]
+    first: int
+    end: int
     reduces: bool
 
 
@@ -177,6 +178,7 @@ class _Stream:
             "stream",
             (walker, image_type(), *called),
             stages=[self._stage_view(number, stage) for number, stage in stages],
+            reads=[self._read(r) for _, stage in stages for r in self._made(stage)],
             drivers=self.flow.drivers,
             spans=[self._spans(*lines) for lines in self.lines],
             images=[[self._image(n, *lines) for n in self.index] for lines in self.lines],
@@ -194,10 +196,14 @@ class _Stream:
         return not node.ops and self.memory.pushed(self.operands[node.out])
 
     def _stage_view(self, number: int, stage: Stage) -> StageView:
-        rows = tuple(self._read(r) for r in stage.reads if r.source in self.flow.maker)
+        first = sum(len(self._made(before)) for before in self.flow.stages[:number])
         kinds = [op.kind for n in stage.nodes for op in self.flow.nodes[n].ops]
         what = f"{stage.out} = {', '.join(kinds)}" if kinds else f"a row of {stage.out}"
-        return StageView(number, what, rows, stage.reduces)
+        return StageView(number, what, first, first + len(self._made(stage)), stage.reduces)
+
+    def _made(self, stage: Stage) -> list[Read]:
+        """What a stage reads of other stages."""
+        return [read for read in stage.reads if read.source in self.flow.maker]
 
     def _read(self, read: Read) -> tuple[int, ...]:
         rows, cols = read.reach
@@ -265,8 +271,12 @@ class _Stream:
         return step * tensor.dtype.itemsize
 
     def _case(self, stage: Stage) -> Code:
-        """What a step of a stage does; several nodes work pixel by pixel."""
-        many = len(stage.nodes) > 1 and not self.pixelwise
+        """What a step of a stage does; several nodes work pixel by pixel, as do all in rings of pixels.
+
+        By pixels a stage that waits for no other does all that is wanted of it in a row at once.
+        """
+        first = not any(read.source in self.flow.maker for read in stage.reads)
+        many = first and not self.up if self.pixelwise else len(stage.nodes) > 1
         column = "walk.column + i" if many else "walk.column"
         count = "1" if many or self.pixelwise else "walk.count"
         code = Code()
@@ -354,12 +364,12 @@ class _Stream:
         return Code(
             (
                 f"if (walk.row >= {state.name}.end) {{",
-                "    --progress[walk.stage].done;",
+                f"    stream_again(&{self.name}_stream, progress + walk.stage, &walk);",
                 "    return 1;",
                 "}",
                 *call("memcpy", [self._target(name, column), source, size]),
             ),
-            (state,),
+            (state, function("stream_again", needs=(function("stream_t"),))),
         )
 
     def _sum(self, node: Node, stage: Stage, column: str, count: str) -> Code:

@@ -26,7 +26,7 @@ from mplan.version import __version__
 
 if TYPE_CHECKING:
     from mplan.capture.pt2e import quantize
-    from mplan.compiler import Compiled, Result, plan
+    from mplan.compiler import Compiled, Result, pareto, plan
     from mplan.compiler import compile_model as compile
     from mplan.diagnostics import MplanError
     from mplan.ir.check import check
@@ -61,6 +61,7 @@ __all__ = [
     "load",
     "load_problem",
     "load_target",
+    "pareto",
     "plan",
     "quantize",
     "save",
@@ -87,6 +88,7 @@ _HOMES = {
     "load": "mplan.ir.plan_json:load_plan",
     "load_problem": "mplan.ir.problem_file",
     "load_target": "mplan.targets.load",
+    "pareto": "mplan.compiler",
     "plan": "mplan.compiler",
     "quantize": "mplan.capture.pt2e",
     "save": "mplan.ir.plan_json:save_plan",

@@ -22,6 +22,7 @@ from rich.console import Console
 from mplan.diagnostics import CheckError, ExitCode, InternalError, MplanError, UserError, render
 
 if TYPE_CHECKING:
+    from mplan.frontier import Frontier
     from mplan.ir.plan import PlanFile
     from mplan.options import Options
 
@@ -132,8 +133,12 @@ def plan(
     io: Io = "",
     max_mac_factor: MacFactor = None,
     arrival: Arrival = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Show what streams need in bytes for more and more work.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan (.json, .csv).")] = None,
     html: Html = None,
+    svg: Annotated[Path | None, typer.Option(help="Also write a picture as SVG to this file.")] = None,
     dump: Dump = "",
     as_json: Json = False,
 ) -> None:
@@ -143,13 +148,15 @@ def plan(
 
     more = {**_int8(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
     options = _options(target, budget, solver, limit, seed, dump, minimise, **more)
+    if pareto:
+        _pareto(model, options, html, svg, as_json)
+        return
     with _progress(f"planning {model}"):
         result = compiler.plan(model, options=options)
     smallest = compiler.smallest(result.file) if minimise else None
     if output:
         _write_plan(output, result.file)
-    if html:
-        _write_html(html, result.file)
+    _draw(result.file, html, svg)
     if as_json:
         _emit({**result.report.to_json(), **({"smallest": smallest.to_json()} if smallest else {})})
     else:
@@ -194,8 +201,7 @@ def compile_(
     options = _options(target, budget, solver, limit, seed, dump, **more)
     with _progress(f"compiling {model}"):
         compiled = compile_model(model, out=output, name=name, project=project, options=options)
-    if html:
-        _write_html(html, compiled.result.file)
+    _draw(compiled.result.file, html, None)
     image = None
     if build and footprint.is_measurable(output):
         with _progress(f"building {output}"):
@@ -316,29 +322,17 @@ def viz(
     ] = "",
 ) -> None:
     """Draw a plan: one offline HTML file, or SVG, text, PyTorch memory_viz, Chrome trace."""
-    from mplan import viz as pictures
     from mplan.files import write_atomic
     from mplan.ir.plan_json import load_plan
+    from mplan.viz import ENDINGS, draw, format_of
 
-    suffixes = {".html": "html", ".svg": "svg", ".txt": "text", ".pickle": "snapshot"}
-    chosen = form or (suffixes.get(output.suffix, "trace") if output else "html")
-    file = load_plan(plan_file)[1]
+    chosen = form or (format_of(output) if output else "html")
     before = load_plan(other)[1] if other else None
-    makers: dict[str, Any] = {
-        "html": lambda: pictures.render_html(file, before),
-        "svg": lambda: pictures.render_svg(file),
-        "text": lambda: pictures.render_text(file),
-        "snapshot": lambda: pictures.memory_snapshot(file),
-        "trace": lambda: json.dumps(pictures.chrome_trace(file)),
-    }
-    if chosen not in makers:
-        raise UserError("MP424", f"unknown format {chosen!r}", help=f"formats: {', '.join(makers)}")
-    made = makers[chosen]()
+    made = draw(load_plan(plan_file)[1], chosen, before)
     if chosen == "text" and output is None:
         print(made)
         return
-    endings = {"html": ".html", "svg": ".svg", "text": ".txt", "snapshot": ".pickle"}
-    path = output or plan_file.with_suffix(endings.get(chosen, ".trace.json"))
+    path = output or plan_file.with_suffix(ENDINGS[chosen])
     write_atomic(path, made)
     err.print(f"wrote {path}")
 
@@ -467,11 +461,28 @@ def _write_plan(path: Path, file: PlanFile) -> None:
     save_plan(path, file)
 
 
-def _write_html(path: Path, file: PlanFile) -> None:
+def _draw(subject: PlanFile | Frontier, html: Path | None, svg: Path | None) -> None:
+    """Write the pictures that were asked for."""
     from mplan.files import write_atomic
-    from mplan.viz import render_html
+    from mplan.viz import draw
 
-    write_atomic(path, render_html(file))
+    for path, form in ((html, "html"), (svg, "svg")):
+        if path:
+            write_atomic(path, draw(subject, form))
+
+
+def _pareto(model: str, options: Options, html: Path | None, svg: Path | None, as_json: bool) -> None:
+    """Print and draw the frontier of bytes and work."""
+    from mplan import compiler
+    from mplan.frontier import render as show
+
+    with _progress(f"exploring {model}"):
+        frontier = compiler.pareto(model, options=options)
+    _draw(frontier, html, svg)
+    if as_json:
+        _emit(frontier.to_json())
+    else:
+        show(frontier, err)
 
 
 if __name__ == "__main__":

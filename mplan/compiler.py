@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from mplan.capture import Captured
+    from mplan.frontier import Frontier
     from mplan.targets.model import Target
 
 #: The ending of files that hold a graph in text form.
@@ -58,16 +59,11 @@ def plan(
     ``given`` are options by name (``target="stm32f746"``, ``budget="64KiB"``). Raises MplanError.
     """
     options = options or Options.parse(given)
-    if isinstance(model, (str, Path)):
-        path = Path(str(model))
-        if path.suffix in SUFFIXES:
-            return plan_problem(load_problem(path, options.budget), options, str(path))
-        if path.suffix == GRAPH_SUFFIX:
-            from mplan.ir.parser import parse
-
-            graph = parse(read_text(path), str(path))
-            planned = plan_graph(graph, {}, options, instruments=instruments)
-            return _finish(planned, graph, str(path), 0.0)
+    if isinstance(model, (str, Path)) and Path(model).suffix in SUFFIXES:
+        return plan_problem(load_problem(Path(model), options.budget), options, str(model))
+    if written := _written(model):
+        planned = plan_graph(written, {}, options, instruments=instruments)
+        return _finish(planned, written, str(model), 0.0)
     started = time.monotonic()
     captured = capture_for(model, args, kwargs, options)
     capture_s = time.monotonic() - started
@@ -75,6 +71,35 @@ def plan(
     name = str(model) if isinstance(model, (str, Path)) else captured.graph.name
     finished = _finish(planned, captured.graph, name, capture_s, captured.notes)
     return replace(finished, captured=captured)
+
+
+def pareto(
+    model: Any,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    options: Options | None = None,
+    **given: Any,
+) -> Frontier:
+    """The bytes that ``model`` needs on a microcontroller for more and more work; arguments as ``plan``
+    takes them. Raises MplanError."""
+    from mplan.frontier import explore
+
+    options = options or Options.parse(given)
+    if written := _written(model):
+        return explore(written, {}, options, str(model))
+    captured = capture_for(model, args, kwargs, options)
+    name = str(model) if isinstance(model, (str, Path)) else captured.graph.name
+    return explore(captured.graph, captured.constants, options, name)
+
+
+def _written(model: Any) -> Graph | None:
+    """The graph that a file holds in text form, if ``model`` is the path of one."""
+    if not isinstance(model, (str, Path)) or Path(model).suffix != GRAPH_SUFFIX:
+        return None
+    from mplan.ir.parser import parse
+
+    return parse(read_text(Path(model)), str(model))
 
 
 def plan_problem(problem: Problem, options: Options, name: str = "") -> Result:

@@ -116,14 +116,7 @@ def plan_graph(
     """
     started = time.monotonic()
     target = load_target(options.target)
-    ctx = Context(
-        layout_of(target, options.budget, unlimited=options.minimise),
-        limit_s=options.limit,
-        seed=options.seed,
-        solver=options.solver,
-        constants=constants,
-        emits=emits_in_streams,
-    )
+    ctx = context_of(target, constants, options)
     watchers = [*instruments, *([Dump(Path(options.dump))] if options.dump else [])]
     passes = asked(parse_pipeline(options.pipeline or PIPELINES[target.family]), options)
     with graceful():
@@ -146,18 +139,30 @@ def plan_graph(
     )
 
 
-def asked(passes: Sequence[Pass], options: Options) -> tuple[Pass, ...]:
-    """``passes`` with the pass ``stream`` as ``options`` want it.
+def context_of(target: Target, constants: Mapping[str, Any], options: Options) -> Context:
+    """The context of a run on ``target``."""
+    return Context(
+        layout_of(target, options.budget, unlimited=options.minimise),
+        limit_s=options.limit,
+        seed=options.seed,
+        solver=options.solver,
+        constants=constants,
+        emits=emits_in_streams,
+    )
 
-    UserError MP421 if they want streams and the pipeline has none.
+
+def asked(passes: Sequence[Pass], options: Options, *, wanted: bool = False) -> tuple[Pass, ...]:
+    """``passes`` with the pass ``stream`` as ``options`` want it, if they or ``wanted`` say so.
+
+    UserError MP421 if streams are wanted and the pipeline has none.
     """
     from mplan.passes.stream import StreamRows
 
-    wanted = options.max_mac_factor is not None or bool(options.input)
+    wanted = wanted or options.max_mac_factor is not None or bool(options.input)
     if wanted and not any(isinstance(p, StreamRows) for p in passes):
         names = ",".join(p.name for p in passes)
         hint = "plan for a microcontroller, or name the pass stream in the pipeline"
-        raise UserError("MP421", f"max_mac_factor and input need streams: not in {names!r}", help=hint)
+        raise UserError("MP421", f"there are no streams in the pipeline {names!r}", help=hint)
 
     def ask(pass_: StreamRows) -> StreamRows:
         return replace(

@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"runtime"}),
     frozenset({"options"}),
     frozenset({"pipeline"}),
-    frozenset({"capture", "timeline"}),
+    frozenset({"capture", "timeline", "frontier"}),
     frozenset({"report", "compare", "viz"}),
     frozenset({"compiler"}),
     frozenset({"advice", "doctor"}),

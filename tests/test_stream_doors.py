@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,6 +16,7 @@ from mplan.ir.graph import Graph
 from mplan.ir.plan import Certificate
 from mplan.ir.plan_json import load_plan
 from mplan.options import Options
+from mplan.viz import render_curves
 from tests.cli_runner import run_cli
 from tests.quantized_nets import QuantizedNet
 
@@ -120,3 +123,53 @@ def test_the_certificate_of_streams_is_checked(net: Path, tmp_path: Path) -> Non
     assert other is not None
     plan = replace(file.plan, certificates=(replace(other, bound_kind="cuts", witness=()),))
     assert [v.reason for v in check(file.problem, plan)] == ["bound"]
+
+
+def test_the_frontier_is_what_plans_need(net: Path) -> None:
+    done = run_cli("plan", net, "-t", TARGET, "--pareto", "--json")
+    assert done.code == 0, done.err
+    points = done.json["points"]
+    assert {p["input"] for p in points} == {"whole", "rows", "flash"}
+    for way in ("whole", "rows", "flash"):
+        mine = [p for p in points if p["input"] == way]
+        assert mine[0]["mac_factor"] == 1.0
+        for cheap, small in pairwise(mine):
+            assert cheap["arena_bytes"] > small["arena_bytes"] and cheap["macs"] < small["macs"]
+    flash = [p for p in points if p["input"] == "flash"]
+    assert len(flash) >= 3 and flash[-1]["strips"] > 0
+    for point in flash:
+        factor = point["macs"] / done.json["macs"]
+        made = mplan.plan(net, target=TARGET, input="flash", max_mac_factor=factor)
+        least = made.file.plan.certificate("stream:sram")
+        assert least is not None and least.lower_bound_bytes == point["live_bytes"]
+        assert made.file.plan.peak_bytes("sram") <= point["arena_bytes"]
+
+
+def test_the_frontier_is_drawn(net: Path, tmp_path: Path) -> None:
+    svg, html = tmp_path / "f.svg", tmp_path / "f.html"
+    asked = ("plan", net, "-t", TARGET, "--pareto", "--input", "flash", "--budget", "1700")
+    done = run_cli(*asked, "--svg", svg, "--html", html)
+    assert done.code == 0 and "from flash" in done.err and "by rows" not in done.err
+    frontier = mplan.pareto(net, target=TARGET, input="flash", budget="1700")
+    assert svg.read_text() == render_curves(frontier)
+    namespace = "{http://www.w3.org/2000/svg}"
+    root = ElementTree.fromstring(svg.read_text())
+    titles = [c.findtext(f"{namespace}title") for c in root.iter(f"{namespace}circle")]
+    shown = [t for t in titles if t]
+    assert len(shown) == len(frontier.points)
+    for title, point in zip(shown, frontier.points, strict=True):
+        assert title.startswith(f"{point.arena_bytes:,} B at {point.mac_factor:.3f}")
+    assert "limit 1.66 KiB" in "".join(root.itertext())
+    page = html.read_text()
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
+    assert page.count("<tr>") == 1 + len(frontier.points)
+
+
+def test_what_has_no_rows_has_no_frontier(tmp_path: Path) -> None:
+    path = tmp_path / "linear.mpir"
+    path.write_text(
+        "graph @g(%x: f32[4,4]) {\n  %y: f32[4,4] = aten.exp.default(self=%x)\n  return %y\n}\n"
+    )
+    done = run_cli("plan", path, "-t", TARGET, "--pareto")
+    assert done.code == 4 and "MP235" in done.err
+    assert run_cli("plan", path, "-t", "cpu", "--pareto").code == 2

@@ -74,12 +74,11 @@ class StreamRows(Pass):
             solver="cuts",
             seconds=time.monotonic() - started,
         )
-        point = space.point(built.schedule)
         ctx.streamed = Streamed(
             space.arrival,
-            point.streams,
-            point.macs,
-            point.mac_factor,
+            built.schedule.streams,
+            built.schedule.macs,
+            space.factor(built.schedule.macs),
             limit,
             self._budget(ctx),
             dict(self._arrivals(graph, built, space, limit, ctx)),

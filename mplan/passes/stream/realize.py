@@ -19,15 +19,17 @@ from mplan.passes.stream.search import Schedule, Segment
 BEAM = 24
 
 
-def realize(chain: Chain, schedule: Schedule) -> Iterator[Graph]:
+def realize(chain: Chain, schedule: Schedule, known: dict[Segment, Ways]) -> Iterator[Graph]:
     """Graphs that run ``schedule``, those that seem to need the least memory first.
+
+    ``known`` keeps the ops of segments, which other schedules of the same chain share.
 
     Where a result may take over the memory of an operand it lies before it, behind it (an upward
     stream) or elsewhere. Bytes of common memory live from their first use to their last, so that these
     choices depend on each other: beam searches make them segment by segment. One prefers common
     memories that extend little, the other few of them: either may be easier to place.
     """
-    building = _Building(chain, schedule.segments)
+    building = _Building(chain, schedule.segments, known)
     found = [*building.search(_extent), *building.search(_moves)]
     seen: list[tuple[Op, ...]] = []
     for draft in sorted(found, key=lambda draft: draft.need(len(schedule.segments))):
@@ -47,12 +49,25 @@ class _Spot:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ways:
-    """The ops of a segment with its result elsewhere, and those that go down and up through the memory
-    of what it may replace."""
+class Move:
+    """A stream whose last result, the storage ``out`` of ``made_bytes``, begins ``offset`` bytes behind
+    the operand of ``moved_bytes`` that it replaces; ``ring_bytes`` are those of its rings."""
+
+    op: Op
+    out: str
+    offset: int
+    moved_bytes: int
+    made_bytes: int
+    ring_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """The ops of a segment with its result elsewhere, and the streams that go down and up through the
+    memory of what it may replace."""
 
     apart: tuple[Op, ...]
-    moved: tuple[Op, ...] = ()
+    moves: tuple[Move, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +103,20 @@ def _moves(draft: _Draft) -> tuple[int, int]:
 
 
 class _Building:
-    def __init__(self, chain: Chain, segments: Sequence[Segment]):
-        self.chain, self.segments = chain, segments
+    def __init__(self, chain: Chain, segments: Sequence[Segment], known: dict[Segment, Ways]):
+        self.chain, self.segments, self.known = chain, segments, known
         self.segment_of = [
             i for i, segment in enumerate(segments) for _ in range(segment.first, segment.end)
         ]
         self.values = chain.graph.value_table
-        self.made: dict[int, _Ways] = {}
 
     def search(self, taste: Callable[[_Draft], tuple[int, int]]) -> list[_Draft]:
         """The best layouts by what they need, and by ``taste`` where they need the same."""
         drafts = [self.start()]
         for index in range(len(self.segments)):
-            if index not in self.made:
-                self.made[index] = self._ways(index)
+            segment = self.segments[index]
+            if segment not in self.known:
+                self.known[segment] = self._ways(segment)
             grown = [draft for old in drafts for draft in self.grown(old, index)]
             drafts = sorted(grown, key=lambda draft: (draft.need(index), taste(draft)))[:BEAM]
         return drafts
@@ -113,29 +128,43 @@ class _Building:
 
     def grown(self, draft: _Draft, index: int) -> Iterator[_Draft]:
         """``draft`` with segment ``index``, in every way to lay out its result."""
-        ways = self.made[index]
+        ways = self.known[self.segments[index]]
         yield replace(draft, ops=(*draft.ops, *ways.apart))
-        for op in ways.moved:
-            yield self._taking_over(draft, index, op, _rings(op) - _rings(ways.moved[0]))
+        for move in ways.moves:
+            yield self._moved(draft, index, move, move.ring_bytes - ways.moves[0].ring_bytes)
 
-    def _ways(self, index: int) -> _Ways:
-        segment = self.segments[index]
+    def _ways(self, segment: Segment) -> Ways:
         units = self.chain.units[segment.first : segment.end]
         choice = segment.option.choice
         nodes = [unit.node for unit in units if unit.node is not None]
         if choice is None or len(nodes) != len(units):
-            return _Ways(tuple(op for unit in units for op in unit.ops))
+            return Ways(tuple(op for unit in units for op in unit.ops))
         _, _, made = self.chain.around(segment.first, segment.end)
         order = [node for node in nodes if node.out in made]
         results = [self._result(node.ops[-1].result, node.out) for node in order]
         down = stream_op(nodes, results, self.values, choice, self.chain.pushed)
         apart = units[0].ops if self._plain(units, down) else (down,)
         if not segment.option.replaced:
-            return _Ways(apart)
-        if self._reads_pushed(down):
-            return _Ways(apart, (down,))
-        up = stream_op(nodes, results, self.values, replace(choice, up=True), self.chain.pushed)
-        return _Ways(apart, (down, up))
+            return Ways(apart)
+        builds = [down]
+        if not self._reads_pushed(down):
+            turned = replace(choice, up=True)
+            builds.append(stream_op(nodes, results, self.values, turned, self.chain.pushed))
+        return Ways(apart, tuple(self._move(op, segment.option.replaced) for op in builds))
+
+    def _move(self, op: Op, storage: str) -> Move:
+        """``op`` with its last result in the memory of ``storage``."""
+        assert op.loop is not None and op.loop.stream is not None
+        result, operand = op.values[-1], self._name(storage)
+        out = storages(op.loop.body).root[op.loop.body.output_names[-1]]
+        gap = distance(op.loop, operand, out)
+        assert gap is not None
+        moved, made = (tensor_type(v).nbytes for v in (self.values[operand], result))
+        offset = max(gap, 0) + moved - made if op.loop.stream.up else -max(gap, 0)
+        taken = replace(result, alias=Alias(operand, "inplace", offset))
+        placed = replace(op, results=(*op.results[:-1], taken))
+        rings = sum(scratch.size_bytes for scratch in op.scratch)
+        return Move(placed, out, offset, moved, made, rings)
 
     def _reads_pushed(self, op: Op) -> bool:
         """Whether rows arrive for ``op``: the first ones first."""
@@ -159,32 +188,23 @@ class _Building:
             type_ = _by_rows(type_, self.chain.dims[storage])
         return Value(value.name, type_)
 
-    def _taking_over(self, draft: _Draft, index: int, op: Op, more_bytes: int) -> _Draft:
-        """``draft`` with ``op``, its last result in the memory of what the segment replaces;
-        ``more_bytes`` are those of its rings beyond what the segment states."""
-        assert op.loop is not None and op.loop.stream is not None
-        storage, result = self.segments[index].option.replaced, op.values[-1]
-        out = storages(op.loop.body).root[op.loop.body.output_names[-1]]
-        operand = self._name(storage)
-        gap = distance(op.loop, operand, out)
-        assert gap is not None
-        moved, made = (tensor_type(v).nbytes for v in (self.values[operand], result))
-        offset = max(gap, 0) + moved - made if op.loop.stream.up else -max(gap, 0)
+    def _moved(self, draft: _Draft, index: int, move: Move, more_bytes: int) -> _Draft:
+        """``draft`` with ``move``; ``more_bytes`` are those of its rings beyond what was stated."""
+        storage = self.segments[index].option.replaced
         memory = draft.memory.get(storage, storage)
-        before = draft.spots.get(memory) or {storage: self._spot(storage, 0, moved)}
-        begin = before[storage].begin + offset
-        after = {**before, out: self._spot(out, begin, begin + made)}
+        before = draft.spots.get(memory) or {storage: self._spot(storage, 0, move.moved_bytes)}
+        begin = before[storage].begin + move.offset
+        after = {**before, move.out: self._spot(move.out, begin, begin + move.made_bytes)}
         levels = list(draft.levels)
         levels[index] += more_bytes
         for spots, sign in ((before.values(), -1), (after.values(), 1)):
             for i, saved in enumerate(self._saved(tuple(spots))):
                 levels[i] -= sign * saved
-        taken = replace(result, alias=Alias(operand, "inplace", offset))
         return replace(
             draft,
-            ops=(*draft.ops, replace(op, results=(*op.results[:-1], taken))),
+            ops=(*draft.ops, move.op),
             levels=tuple(levels),
-            memory={**draft.memory, out: memory},
+            memory={**draft.memory, move.out: memory},
             spots={**draft.spots, memory: after},
             moves=draft.moves + 1,
         )
@@ -211,10 +231,6 @@ class _Building:
                 change[min(spot.born for spot in users)] -= high - low
                 change[max(spot.died for spot in users) + 1] += high - low
         return list(accumulate(change))[:-1]
-
-
-def _rings(op: Op) -> int:
-    return sum(scratch.size_bytes for scratch in op.scratch)
 
 
 def _by_rows(type_: TensorType, dims: tuple[int, int]) -> TensorType:

@@ -30,6 +30,16 @@ class Schedule:
     peak_bytes: int
     macs: int
 
+    @property
+    def streams(self) -> int:
+        """How many segments are streams."""
+        return sum(s.option.choice is not None for s in self.segments)
+
+    @property
+    def strips(self) -> int:
+        """How many of these go by strips of columns."""
+        return sum(s.option.choice is not None and s.option.choice.width > 0 for s in self.segments)
+
 
 Table = Mapping[tuple[int, int], Sequence[Option]]
 

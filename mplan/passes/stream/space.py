@@ -13,27 +13,12 @@ from mplan.passes.allocate import allocate
 from mplan.passes.stream.attach import attach
 from mplan.passes.stream.chain import Chain
 from mplan.passes.stream.costs import Limits, Option, options
-from mplan.passes.stream.realize import realize
-from mplan.passes.stream.search import Schedule, frontier, least_peak
+from mplan.passes.stream.realize import Ways, realize
+from mplan.passes.stream.search import Schedule, Segment, frontier, least_peak
 
 #: How the user's inputs arrive: in the arena, row by row, or in memory outside of the arena.
 Arrival: TypeAlias = Literal["whole", "rows", "flash"]
 ARRIVALS: tuple[Arrival, ...] = ("whole", "rows", "flash")
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A point of the frontier: no cut needs fewer bytes for this many multiply-accumulates.
-
-    ``mac_factor`` is their number over that of the graph; ``streams`` and ``strips`` say how many
-    segments are streams, and how many of these go by strips of columns.
-    """
-
-    peak_bytes: int
-    macs: int
-    mac_factor: float
-    streams: int
-    strips: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +41,7 @@ class Space:
         self.chain = Chain(attach(graph), held, pushed)
         self.limits = limits
         self.layout = replace(layout, inputs=layout.arena if arrival == "whole" else None)
+        self.known: dict[Segment, Ways] = {}
         self.units = len(self.chain.units)
         self.macs = sum(unit.macs for unit in self.chain.units)
 
@@ -74,14 +60,6 @@ class Space:
         """The schedules of which none is better in both bytes and work, the cheapest first."""
         return frontier(self.table, self.units)
 
-    def point(self, schedule: Schedule) -> Point:
-        """The figures of ``schedule``."""
-        choices = [s.option.choice for s in schedule.segments if s.option.choice]
-        strips = sum(choice.width > 0 for choice in choices)
-        return Point(
-            schedule.peak_bytes, schedule.macs, self.factor(schedule.macs), len(choices), strips
-        )
-
     def factor(self, macs: int) -> float:
         """So many multiply-accumulates over those of the graph."""
         return macs / self.macs if self.macs else 1.0
@@ -92,7 +70,7 @@ class Space:
 
     def build(self, schedule: Schedule) -> Built:
         """The graph that runs ``schedule``, at the lowest height that was found for it."""
-        return _lowest(realize(self.chain, schedule), schedule, self.layout)
+        return _lowest(realize(self.chain, schedule, self.known), schedule, self.layout)
 
 
 def _lowest(graphs: Iterable[Graph], schedule: Schedule, layout: Layout) -> Built:

@@ -42,6 +42,7 @@ OPS: dict[str, tuple[Any, ...]] = {
     "conv_relu6": (nn.Sequential(conv(5, 3), nn.ReLU6()), IMAGE),
     "conv_hardtanh": (nn.Sequential(conv(5, 3), nn.Hardtanh(-0.3, 0.4)), IMAGE),
     "conv_bn_relu": (nn.Sequential(conv(5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU()), IMAGE),
+    "norm_alone": (nn.Sequential(nn.BatchNorm2d(6), nn.ReLU6()), IMAGE),
     "conv1d": (nn.Conv1d(6, 4, 3, stride=2, padding=1), (2, 6, 11)),
     "linear": (nn.Linear(12, 7), (5, 12)),
     "linear_rows": (nn.Sequential(nn.Linear(12, 7, bias=False), nn.ReLU()), ROWS),

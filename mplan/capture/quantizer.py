@@ -68,6 +68,7 @@ _FIXED = {
     "aten.hardsigmoid.default": (1 / 256, -128),
     "aten.tanh.default": (1 / 128, 0),
 }
+_NORMS = {"aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default"}
 #: No scale is smaller, so that factors between scales stay in range.
 _LEAST_SCALE = 2.0**-20
 
@@ -97,7 +98,12 @@ class Int8Quantizer:
         )
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """The model as it is."""
+        """Batch norms of images that no layer could take in become depthwise convolutions."""
+        for node in list(model.graph.nodes):
+            if str(node.target) in _NORMS and len(_value(node).shape) == 4:
+                _replace_norm(model, node)
+        model.graph.eliminate_dead_code()
+        model.recompile()
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -199,12 +205,56 @@ class _Walk:
         )
 
 
+def _value(node: Any) -> Any:
+    """The fake result of ``node``, the first of several, or None."""
+    value = node.meta.get("val")
+    return value[0] if isinstance(value, (tuple, list)) and value else value
+
+
+def _replace_norm(model: GraphModule, norm: Node) -> None:
+    """The same factor and offset per channel, as the weights of a convolution."""
+    import torch
+
+    x, *names = norm.args[:5]
+    weight, bias, mean, variance = (_tensor_of(model, name) for name in names)
+    scale = torch.rsqrt(variance + norm.args[6 if "legit" in str(norm.target) else 7])
+    scale = scale if weight is None else scale * weight
+    offset = -mean * scale if bias is None else bias - mean * scale
+    channels = len(scale)
+    with model.graph.inserting_before(norm):
+        made = [
+            _attribute(model, f"{norm.name}_{key}", tensor)
+            for key, tensor in (("weight", scale.reshape(-1, 1, 1, 1)), ("bias", offset))
+        ]
+        args = (x, *made, [1, 1], [0, 0], [1, 1], channels)
+        layer = model.graph.call_function(torch.ops.aten.conv2d.default, args)
+    kept = {k: v for k, v in norm.meta.items() if k in ("stack_trace", "nn_module_stack")}
+    layer.meta.update({**kept, "val": _value(norm)})
+    for reader in [norm] if norm.target is torch.ops.aten.batch_norm.default else list(norm.users):
+        if reader is norm or reader.args[1] == 0:
+            reader.replace_all_uses_with(layer)
+
+
+def _tensor_of(model: GraphModule, node: Any) -> Any:
+    """The parameter or buffer that ``node`` reads, or None."""
+    found: Any = model
+    for part in str(node.target).split(".") if node is not None else ():
+        found = getattr(found, part)
+    return None if node is None else found.detach()
+
+
+def _attribute(model: GraphModule, name: str, tensor: Any) -> Node:
+    model.register_buffer(name, tensor)
+    node = model.graph.get_attr(name)
+    node.meta["val"] = tensor
+    return node
+
+
 def _is_float(node: Any) -> bool:
     """Whether ``node`` is a call with a float32 result (or several)."""
     import torch
 
-    value = node.meta.get("val")
-    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    first = _value(node)
     return (
         node.op == "call_function" and isinstance(first, torch.Tensor) and first.dtype == torch.float32
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 #: Functions of one number that torch does not tag as such.
-UNTAGGED = frozenset({"aten.hardswish.default"})
+UNTAGGED = frozenset({"aten.hardswish.default", "aten.leaky_relu.default"})
 
 
 def tabulated(low: Lowering, op: Op, goal: Goal) -> Stored | None:

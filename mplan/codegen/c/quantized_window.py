@@ -45,10 +45,11 @@ def convolution(row: Row) -> Code:
     stride, padding, dilation = (site.integers(n) for n in ("stride", "padding", "dilation"))
     zero = site.integer("input_zero_point")
     value = site.optional_number("padding_value")
-    outside = _padding(zero if value is None else int(value), channels)
+    pixel = _padding(zero if value is None else int(value), channels)
+    outside = (pixel,) if any(padding) else ()
     fields = {
         **_window(w.shape[1:3], stride, padding, dilation),
-        "outside": outside.name,
+        "outside": outside[0].name if outside else 0,
         "weight": argument(w),
         **_factors(site),
         "out_c": out_channels,
@@ -60,7 +61,7 @@ def convolution(row: Row) -> Code:
     form = _depthwise(w.shape[1] * w.shape[2]) if depthwise else _deep(site, w.shape)
     blocked = share == 1 and out_channels >= _LANES if depthwise else share >= _LANES
     made = _blocked(site, form) if blocked else _single(site, form)
-    return Code((), (outside,)) + _invoke(row, made, fields)
+    return Code((), outside) + _invoke(row, made, fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 run the emitted C in an emulator on digits it has not seen, and draw its memory plan.
 
     python examples/digits.py --target stm32f746 --out demo-out
+    python examples/digits.py --int8            # the same network in integers
 
 The digits ship inside scikit-learn; nothing is downloaded.
 """
@@ -90,9 +91,24 @@ def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: 
     model.eval()
 
 
+def entered(compiled: mplan.Compiled, images: torch.Tensor) -> torch.Tensor:
+    """The images as the network takes them: in int8 with its scale and zero point if it has some."""
+    door = compiled.result.captured.affines.get("input0")
+    if door is None:
+        return images
+    return (torch.round(images / door.scale) + door.zero_point).clamp(-128, 127).to(torch.int8)
+
+
+def real(compiled: mplan.Compiled, run: DeviceRun) -> torch.Tensor:
+    """The emulator's logits as real numbers."""
+    numbers = torch.tensor([[float(v) for v in outputs[0].ravel()] for outputs in run.outputs])
+    door = compiled.result.captured.affines.get("output0")
+    return numbers if door is None else (numbers - door.zero_point) * door.scale
+
+
 def show(compiled: mplan.Compiled, run: DeviceRun, labels: torch.Tensor, ours: torch.Tensor) -> None:
     """The table: PyTorch beside the emulator, planned beside measured."""
-    emulated = torch.tensor([[float(v) for v in outputs[0].ravel()] for outputs in run.outputs])
+    emulated = real(compiled, run)
     plan = compiled.result.file.plan
     agreement = int((emulated.argmax(1) == ours.argmax(1)).sum())
     table = Table("", "PyTorch / planned", "emulator / measured", title="digits", title_justify="left")
@@ -127,6 +143,7 @@ def main(
     target: Annotated[str, typer.Option(help="A microcontroller; see `mplan targets`.")] = "stm32f746",
     digits: Annotated[int, typer.Option(help="How many digits are held back for the test.")] = 64,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 8,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise the network after training.")] = False,
 ) -> None:
     """Train, compile, run, picture."""
     torch.manual_seed(0)
@@ -138,9 +155,12 @@ def main(
     train(model, images, labels, epochs)
     console.print(f"trained in {time.monotonic() - started:.1f} s; compiling for {target} …")
     folder = out / "digits"
-    compiled = mplan.compile(model, (held_images[:1],), target=target, out=folder, name="digits")
+    one = (held_images[:1],)
+    network = mplan.quantize(model, [images[:256]], one) if int8 else model
+    io = "int8" if int8 else "float"
+    compiled = mplan.compile(network, one, target=target, out=folder, name="digits", io=io)
     console.print(f"running {digits} digits in the emulator …")
-    samples = [(image[None].numpy(),) for image in held_images]
+    samples = [(image[None].numpy(),) for image in entered(compiled, held_images)]
     run = run_bundle(folder, inputs=samples)
     with torch.no_grad():
         ours = model(held_images)

@@ -46,6 +46,7 @@ _MOVES = {
     "aten.squeeze.default",
     "aten.expand.default",
     "aten.clone.default",
+    "aten.as_strided.default",
     "aten.alias.default",
     "aten.slice.Tensor",
     "aten.select.int",

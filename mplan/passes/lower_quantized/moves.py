@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mplan.ir.graph import Arg, Op, Ref, refs
+from mplan.ir.graph import Arg, Op, Ref, refs, tensor_type
 from mplan.ir.quantized_reference import nearest_indices
 from mplan.passes.lower_quantized.goal import Goal, Unlowered
 from mplan.passes.lower_quantized.layout import NHWC, Sizes, Stored, plain
@@ -45,6 +45,21 @@ def converted(low: Lowering, op: Op, name: str, get: Get) -> Stored:
     source = low.source(op, "self" if "copy" in op.kind else "input")
     if low.values[source].type != low.values[name].type or op.arg("train", False) is True:
         raise Unlowered("it changes its operand")
+    return get(source)
+
+
+@move("aten.as_strided.default")
+def restrided(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """The operand itself, if its strides stay: those of dimensions of size 1 do not count."""
+    source = low.source(op, "self")
+    before, after = tensor_type(low.values[source]), tensor_type(low.values[name])
+    pairs = zip(before.element_strides, after.element_strides, low.shape(source), strict=False)
+    alias = low.values[name].alias
+    same_place = alias is not None and alias.of == source and alias.offset_bytes == 0
+    if low.shape(source) != low.shape(name) or not same_place:
+        raise Unlowered("it shows other elements")
+    if any(old != new for old, new, size in pairs if size != 1):
+        raise Unlowered("it shows other elements")
     return get(source)
 
 

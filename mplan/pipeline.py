@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from mplan.diagnostics import UserError
 from mplan.files import make_folder, write_atomic
+from mplan.ir.geometry import ONLY, SAME, Spatial
 from mplan.ir.graph import Graph, Op
 from mplan.ir.plan import Plan, PlanFile
 from mplan.ir.storage import Layout, Lowered
@@ -147,7 +148,7 @@ def context_of(target: Target, constants: Mapping[str, Any], options: Options) -
         seed=options.seed,
         solver=options.solver,
         constants=constants,
-        emits=emits_in_streams,
+        emits=emitted,
     )
 
 
@@ -176,9 +177,14 @@ def asked(passes: Sequence[Pass], options: Options, *, wanted: bool = False) -> 
     return tuple(ask(p) if isinstance(p, StreamRows) else p for p in passes)
 
 
-def emits_in_streams(op: Op) -> bool:
-    """Whether C is generated for ``op`` inside of a stream: for ops on quantised images."""
-    return op.kind.startswith("mplan.q") or op.kind in ("mplan.requantize", "mplan.resize_nearest2d")
+def emitted(op: Op, rule: Spatial) -> bool:
+    """Whether C is generated for ``op`` inside of a stream, where it has the geometry ``rule``."""
+    from mplan.codegen.c.kernels import TABLE
+    from mplan.codegen.c.rows import ROWS
+
+    alike = all(reach in (SAME, ONLY) for access in rule.accesses for reach in access.reach)
+    summed = op.kind == "mplan.qmean" if rule.reduces else alike and op.kind in TABLE
+    return op.kind in ROWS or summed
 
 
 def run_passes(

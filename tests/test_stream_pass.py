@@ -231,7 +231,7 @@ def test_streams_that_are_needed() -> None:
     limited = Context(Layout(replace(ARENA, capacity_bytes=fits - 1), FLASH))
     assert StreamRows(when="needed").run(graph, limited) is not graph
     for when in ("needed", "emitted"):
-        ctx = replace(context(), emits=lambda op: not op.kind.startswith("aten.conv"))
+        ctx = replace(context(), emits=lambda op, rule: not op.kind.startswith("aten.conv"))
         assert StreamRows(when=when, budget=fits - 1).run(graph, ctx) is graph
     assert StreamRows(when="emitted", budget=fits).run(graph, context()) is not graph
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mplan.ir.graph import Arg, Op, Ref, refs
 from mplan.ir.ops import BoundArg, lookup
-from mplan.ir.types import TensorType, Type
+from mplan.ir.types import DType, TensorType, Type
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ class Spatial:
 Types: TypeAlias = Mapping[str, Type]
 Rule: TypeAlias = Callable[[Op, Types], Spatial | None]
 
-NCHW = (2, 3)
+NCHW, NHWC = (2, 3), (1, 2)
 
 #: Up to here the nearest pixel is ``o // factor``; torch multiplies by the reciprocal in single
 #: precision, in which 41 * (1 / 41) is less than 1.
@@ -129,6 +129,12 @@ def _image(types: Types, arg: Arg) -> bool:
     return isinstance(arg, Ref) and len(shape_of(types, arg)) == 4
 
 
+def channels_last(types: Types, arg: Arg) -> bool:
+    """Whether an image has its channels last: those of one-byte elements do."""
+    type_ = types[arg.name] if isinstance(arg, Ref) else None
+    return isinstance(type_, TensorType) and type_.dtype is DType.I8
+
+
 def _call(kind: str, args: Mapping[str, BoundArg]) -> Tensor:
     """The reference, of which only the first result counts."""
     found = lookup(kind).reference(**args)
@@ -137,14 +143,19 @@ def _call(kind: str, args: Mapping[str, BoundArg]) -> Tensor:
 
 
 def _only(
-    op: Op, operand: str, reach: tuple[Reach, Reach], run: Compute, fill: float = 0.0
+    op: Op,
+    operand: str,
+    reach: tuple[Reach, Reach],
+    run: Compute,
+    fill: float = 0.0,
+    dims: tuple[int, int] = NCHW,
 ) -> Spatial | None:
     """The rule of an op that reads one operand by rows; None if it also reads it as another."""
     name = op.arg(operand)
     assert isinstance(name, Ref)
     if op.operands.count(name.name) > 1:
         return None
-    return Spatial(NCHW, (Access(name.name, reach, fill),), run)
+    return Spatial(dims, (Access(name.name, reach, fill),), run)
 
 
 def _taps(stride: int, padding: int, dilation: int, kernel: int) -> Reach:
@@ -250,15 +261,21 @@ def _run_avg(
 
 
 def _pad(op: Op, types: Types) -> Spatial | None:
+    """Rows and columns in front: of int8 images, whose channels are last, or of the last dimensions."""
     given = op.arg("pad")
     pad = [n for n in given if isinstance(n, int)] if isinstance(given, tuple) else []
-    if not _image(types, op.arg("self")) or any(pad[4:]) or len(pad) < 2:
+    if not _image(types, op.arg("self")) or len(pad) < 2:
         return None
-    left, top = pad[0], pad[2] if len(pad) > 2 else 0
+    pad += [0] * (8 - len(pad))
+    last = channels_last(types, op.arg("self"))
+    if any(pad[:2] if last else pad[4:6]) or any(pad[6:]):
+        return None
+    left, top = (pad[2], pad[4]) if last else (pad[0], pad[2])
     value = op.arg("value", 0.0)
     fill = float(value) if isinstance(value, (int, float)) else 0.0
     reach = (Reach(low=-top, high=-top), Reach(low=-left, high=-left))
-    return _only(op, "self", reach, lambda args, tile, starts: args["self"], fill)
+    dims = NHWC if last else NCHW
+    return _only(op, "self", reach, lambda args, tile, starts: args["self"], fill, dims)
 
 
 def _upsample(op: Op, types: Types) -> Spatial | None:
@@ -300,10 +317,12 @@ def _run_upsample(
 
 def _cat(op: Op, types: Types) -> Spatial | None:
     names = [ref.name for ref in refs(op.arg("tensors"))]
-    if op.arg("dim", 0) not in (1, -3) or not all(_image(types, Ref(n)) for n in names):
+    last = channels_last(types, Ref(op.result.name))
+    along = (3, -1) if last else (1, -3)
+    if op.arg("dim", 0) not in along or not all(_image(types, Ref(n)) for n in names):
         return None
     accesses = tuple(Access(name) for name in dict.fromkeys(names))
-    return Spatial(NCHW, accesses, partial(plain, op.kind))
+    return Spatial(NHWC if last else NCHW, accesses, partial(plain, op.kind))
 
 
 def plain(

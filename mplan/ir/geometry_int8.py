@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mplan.ir.geometry import (
+    NHWC,
     Access,
     Reach,
     Rule,
@@ -20,12 +21,10 @@ from mplan.ir.geometry import (
 )
 from mplan.ir.graph import Arg, Op, Ref
 from mplan.ir.ops import BoundArg
-from mplan.ir.quantized_reference import requantized
+from mplan.ir.quantized_reference import nearest_indices, requantized
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NHWC = (1, 2)
 
 
 def _integers(arg: Arg) -> tuple[int, ...]:
@@ -39,8 +38,6 @@ def _window(op: Op, types: Types) -> Spatial | None:
     kernel = _integers(op.arg("kernel_size")) or shape_of(types, op.arg("weight"))[1:3]
     stride, padding = _integers(op.arg("stride")), _integers(op.arg("padding"))
     dilation = _integers(op.arg("dilation")) or (1, 1)
-    if op.kind == "mplan.qavg_pool2d" and any(padding):
-        return None
     rows, cols = (
         Reach(stride[d], -padding[2 * d], (kernel[d] - 1) * dilation[d] - padding[2 * d])
         for d in range(2)
@@ -48,8 +45,69 @@ def _window(op: Op, types: Types) -> Spatial | None:
     value = op.arg("padding_value", op.arg("input_zero_point", -128))
     fill = float(value) if isinstance(value, int) else 0.0
     access = Access(given.name, (rows, cols), fill)
+    if op.kind == "mplan.qavg_pool2d" and any(padding):
+        return Spatial(NHWC, (access,), partial(_average, op.kind, given.name, types, access.reach))
     run = partial(unpadded, op.kind, {"padding": (0, 0, 0, 0)})
     return Spatial(NHWC, (access,), run)
+
+
+def _average(
+    kind: str,
+    name: str,
+    types: Types,
+    reach: tuple[Reach, Reach],
+    args: Mapping[str, BoundArg],
+    tile: Tile,
+    starts: Mapping[str, tuple[int, int]],
+) -> Tensor:
+    """Means of the pixels inside the image: without those of the tile's operand that lie outside, which
+    the op then takes for padding of its own."""
+    part: Tensor = args["input"]
+    padding: list[int] = []
+    for d, size in enumerate(shape_of(types, Ref(name))[1:3]):
+        first, end = reach[d].span(*tile[d])
+        low, high = max(-first, 0), max(end - size, 0)
+        part = part.narrow(1 + d, low, end - first - low - high)
+        padding += [low, high]
+    return plain(kind, {**args, "input": part, "padding": tuple(padding)}, tile, starts)
+
+
+def _resize(op: Op, types: Types) -> Spatial | None:
+    """The nearest pixel, where it is that of a whole factor."""
+    given = op.arg("input")
+    assert isinstance(given, Ref)
+    sizes, wanted = shape_of(types, given)[1:3], _integers(op.arg("size"))
+    how = (op.arg("align_corners") is True, op.arg("half_pixel_centers") is True)
+    factors = [max(n // size, 1) for n, size in zip(wanted, sizes, strict=True)]
+    for size, n, factor in zip(sizes, wanted, factors, strict=True):
+        if nearest_indices(size, n, *how) != [o // factor for o in range(n)]:
+            return None
+    reach = (Reach(div=factors[0]), Reach(div=factors[1]))
+    return Spatial(NHWC, (Access(given.name, reach),), partial(_enlarged, tuple(factors)))
+
+
+def _enlarged(
+    factors: tuple[int, ...],
+    args: Mapping[str, BoundArg],
+    tile: Tile,
+    starts: Mapping[str, tuple[int, int]],
+) -> Tensor:
+    import torch
+
+    part: Tensor = args["input"]
+    for d, factor in enumerate(factors):
+        index = torch.tensor([o // factor - starts["input"][d] for o in range(*tile[d])])
+        part = part.index_select(1 + d, index)
+    return part
+
+
+def _by_pixel(op: Op, types: Types) -> Spatial | None:
+    """Ops along the channels of every pixel."""
+    given = op.arg("input")
+    shape = shape_of(types, given)
+    if len(shape) != 4 or not isinstance(given, Ref) or op.operands.count(given.name) > 1:
+        return None
+    return Spatial(NHWC, (Access(given.name),), partial(plain, op.kind))
 
 
 def _mean(op: Op, types: Types) -> Spatial | None:
@@ -83,6 +141,8 @@ RULES: dict[str, Rule] = {
     "mplan.qmax_pool2d": _window,
     "mplan.qavg_pool2d": _window,
     "mplan.qmean": _mean,
+    "mplan.resize_nearest2d": _resize,
+    **dict.fromkeys(("mplan.qlinear", "mplan.qsoftmax", "mplan.qlayer_norm"), _by_pixel),
     **dict.fromkeys(
         ("mplan.qadd", "mplan.qsub", "mplan.qmul", "mplan.qtable", "mplan.requantize"), _pointwise
     ),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from mplan.ir.geometry import Spatial
 from mplan.ir.graph import Graph, Op
 from mplan.ir.plan import Certificate, Plan
 from mplan.ir.storage import Layout, Lowered
@@ -45,7 +46,7 @@ class Context:
     constants replace the mapping. ``lowered`` and ``plan`` are set by the planning passes.
     ``schedule`` leaves the captured graph with its certificate, the certificate for the new order,
     the captured order's peak, and the seconds it took; ``stream`` what it made. ``emits`` says of an op
-    whether code is generated for it inside of a stream.
+    and its rule of geometry whether code is generated for it inside of a stream.
     """
 
     layout: Layout
@@ -62,7 +63,7 @@ class Context:
     captured_certificate: Certificate | None = None
     spent_s: float = 0.0
     streamed: Streamed | None = None
-    emits: Callable[[Op], bool] = lambda op: True
+    emits: Callable[[Op, Spatial], bool] = lambda op, rule: True
 
 
 @dataclass(frozen=True, slots=True)

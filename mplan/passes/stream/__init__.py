@@ -60,7 +60,7 @@ class StreamRows(Pass):
         if space is None:
             return graph
         layered = live_bytes(Inplace().run(graph, ctx), ctx)
-        if not self._wanted(space, layered, ctx):
+        if not self._wanted(layered, ctx):
             return graph
         built, limit = self._best(space, ctx)
         ctx.layout = space.layout
@@ -81,7 +81,7 @@ class StreamRows(Pass):
             space.factor(built.schedule.macs),
             limit,
             self._budget(ctx),
-            dict(self._arrivals(graph, built, space, limit, ctx)),
+            dict(self._arrivals(built, space, limit)),
             layered,
             certificate,
         )
@@ -111,25 +111,30 @@ class StreamRows(Pass):
             )
         return None
 
+    def _space(self, graph: Graph, arrival: Arrival, ctx: Context) -> Space | None:
+        """The streams of ops for which code is generated; if it is not for all that multiply, those of
+        all ops, or None where streams without code are not wanted."""
+        limits = Limits(self.rows, self.pixels, self.strips)
+        free = Space(graph, arrival, limits, ctx.layout)
+        work = [unit.node for unit in free.chain.units if unit.node and unit.macs]
+        if all(ctx.emits(op, rule) for n in work for op, rule in zip(n.ops, n.rules, strict=True)):
+            return Space(graph, arrival, limits, ctx.layout, ctx.emits)
+        if self.when != "always":
+            return None
+        ctx.notes.append("no C is generated for some ops of these streams: a plan only")
+        return free
+
     def _arrival(self, ctx: Context) -> Arrival:
         held: Arrival = "whole" if ctx.layout.inputs == ctx.layout.arena else "flash"
         return next((a for a in ARRIVALS if a == self.input), held)
-
-    def _space(self, graph: Graph, arrival: Arrival, ctx: Context) -> Space:
-        return Space(graph, arrival, Limits(self.rows, self.pixels, self.strips), ctx.layout)
 
     def _budget(self, ctx: Context) -> int:
         """The bytes within which work is minimised; 0 if bytes are."""
         fits = ctx.layout.arena.capacity_bytes if self.when == "needed" else 0
         return min((n for n in (self.budget, fits) if n), default=0)
 
-    def _wanted(self, space: Space, layered: int, ctx: Context) -> bool:
-        if self.when == "always":
-            return True
-        ops = (op for unit in space.chain.units if unit.node for op in unit.ops)
-        if not all(ctx.emits(op) for op in ops):
-            return False
-        return self.when == "emitted" or layered > (self._budget(ctx) or inf)
+    def _wanted(self, layered: int, ctx: Context) -> bool:
+        return self.when != "needed" or layered > (self._budget(ctx) or inf)
 
     def _best(self, space: Space, ctx: Context) -> tuple[Built, int]:
         """The graph to run, and the multiply-accumulates within which none has fewer bytes."""
@@ -146,15 +151,13 @@ class StreamRows(Pass):
                 break
         return (built, schedule.macs) if fitting else _refuse(space, budget, limit)
 
-    def _arrivals(
-        self, graph: Graph, built: Built, space: Space, limit: int, ctx: Context
-    ) -> Iterator[tuple[str, int | None]]:
+    def _arrivals(self, built: Built, space: Space, limit: int) -> Iterator[tuple[str, int | None]]:
         """The bytes of the arena for every way in which inputs may arrive, within the same work."""
         yield space.arrival, built.height_bytes
         for arrival in ARRIVALS if self.compare else ():
             if arrival == space.arrival:
                 continue
-            other = self._space(graph, arrival, ctx)
+            other = space.against(arrival)
             found = other.least_peak(limit)
             yield arrival, other.build(found).height_bytes if found else None
 

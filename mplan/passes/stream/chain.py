@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from mplan.ir.geometry import Spatial
 from mplan.ir.graph import Graph, Op
 from mplan.ir.ops import lookup
 from mplan.ir.storage import Storages, storages
@@ -17,7 +18,7 @@ from mplan.ir.verify_stream import lies_by_rows
 @dataclass(frozen=True, slots=True)
 class Unit:
     """Ops that stay together and their multiply-accumulates; ``node`` is None if they are no part of
-    a stream: they have no rows, or scratch."""
+    a stream: they have no rows, or scratch, or no code is generated for them there."""
 
     ops: tuple[Op, ...]
     node: Node | None
@@ -29,13 +30,20 @@ class Chain:
 
     A storage is ``born`` at a unit (-1: before the first) and needed up to unit ``last`` (their number:
     it is returned). Of ``pushed`` inputs rows arrive one by one; ``held`` ones lie in memory whole.
+    ``emits`` says which ops may be part of a stream.
     """
 
-    def __init__(self, graph: Graph, held: frozenset[str], pushed: frozenset[str]):
+    def __init__(
+        self,
+        graph: Graph,
+        held: frozenset[str],
+        pushed: frozenset[str],
+        emits: Callable[[Op, Spatial], bool] = lambda op, rule: True,
+    ):
         self.graph, self.held, self.pushed = graph, held, pushed
         self.found: Storages = storages(graph)
         self.types: dict[str, Type] = {v.name: v.type for v in graph.values}
-        self.units = tuple(_units(graph, self.found, self.types))
+        self.units = tuple(_units(graph, self.found, self.types, emits))
         each = [dims_of([unit.node]) for unit in self.units if unit.node is not None]
         known = {(name, dims) for found in each for name, dims in found.items()}
         names = Counter(name for name, _ in known)
@@ -115,7 +123,9 @@ class Chain:
         return seen and all(self.units[u].node is not None for u in users)
 
 
-def _units(graph: Graph, found: Storages, types: Mapping[str, Type]) -> Iterator[Unit]:
+def _units(
+    graph: Graph, found: Storages, types: Mapping[str, Type], emits: Callable[[Op, Spatial], bool]
+) -> Iterator[Unit]:
     nodes = {node.out: node for node in nodes_of(graph)}
     done: set[str] = set()
     for op in graph.ops:
@@ -126,6 +136,7 @@ def _units(graph: Graph, found: Storages, types: Mapping[str, Type]) -> Iterator
         elif root not in done:
             done.add(root)
             streamable = node.rules and not any(o.scratch for o in node.ops)
+            streamable = streamable and all(map(emits, node.ops, node.rules))
             yield Unit(node.ops, node if streamable else None, _macs(node.ops, types))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
 
-from mplan.ir.graph import Graph
+from mplan.ir.geometry import Spatial
+from mplan.ir.graph import Graph, Op
 from mplan.ir.storage import Layout, problem_of
 from mplan.passes.allocate import allocate
 from mplan.passes.stream.attach import attach
@@ -16,6 +17,7 @@ from mplan.passes.stream.costs import Limits, Option, options
 from mplan.passes.stream.realize import Ways, realize
 from mplan.passes.stream.search import Schedule, Segment, frontier, least_peak
 
+Emits: TypeAlias = Callable[[Op, Spatial], bool]
 #: How the user's inputs arrive: in the arena, row by row, or in memory outside of the arena.
 Arrival: TypeAlias = Literal["whole", "rows", "flash"]
 ARRIVALS: tuple[Arrival, ...] = ("whole", "rows", "flash")
@@ -30,16 +32,25 @@ class Built:
     height_bytes: int
 
 
-class Space:
-    """The cuts of ``graph`` into streams within ``limits``; its inputs arrive as ``arrival`` says."""
+def _all(op: Op, rule: Spatial) -> bool:
+    return True
 
-    def __init__(self, graph: Graph, arrival: Arrival, limits: Limits, layout: Layout):
+
+class Space:
+    """The cuts of ``graph`` into streams within ``limits``; its inputs arrive as ``arrival`` says.
+
+    ``emits`` says which ops may be part of a stream.
+    """
+
+    def __init__(
+        self, graph: Graph, arrival: Arrival, limits: Limits, layout: Layout, emits: Emits = _all
+    ):
         users = frozenset(i.value.name for i in graph.inputs if i.role == "input")
         none = frozenset[str]()
         self.arrival = arrival
         held, pushed = users if arrival == "whole" else none, users if arrival == "rows" else none
-        self.chain = Chain(attach(graph), held, pushed)
-        self.limits = limits
+        self.chain = Chain(attach(graph), held, pushed, emits)
+        self.limits, self.emits = limits, emits
         self.layout = replace(layout, inputs=layout.arena if arrival == "whole" else None)
         self.known: dict[Segment, Ways] = {}
         self.units = len(self.chain.units)
@@ -49,6 +60,10 @@ class Space:
     def has_streams(self) -> bool:
         """Whether any op has rows."""
         return any(unit.node for unit in self.chain.units)
+
+    def against(self, other: Arrival) -> Space:
+        """The same graph, its inputs arriving in another way."""
+        return Space(self.chain.graph, other, self.limits, self.layout, self.emits)
 
     @cached_property
     def table(self) -> dict[tuple[int, int], list[Option]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from mplan.codegen.c.emit import emit_c
 from mplan.ir.geometry import geometry
 from mplan.ir.graph import Graph
 from mplan.ir.interp import run, run_in_arena
@@ -20,6 +22,7 @@ from mplan.passes.allocate_buffers import AllocateBuffers
 from mplan.passes.base import Context
 from mplan.passes.stream import StreamRows
 from mplan.pipeline import emitted
+from tests.c_support import LAYOUT, run_program
 from tests.quantized_nets import ONE, QuantizedNet
 
 ARENA, FLASH = Region("sram"), Region("flash")
@@ -152,6 +155,7 @@ NETS: dict[str, tuple[Callable[[Net], Graph], tuple[int, int, int]]] = {
     "excited": (excited, (14, 12, 3)),
     "transformer": (transformer, (16, 16, 3)),
 }
+CONVOLUTIONAL = [name for name in NETS if name != "transformer"]
 PASSES = [
     StreamRows(pixels=False, strips=0, input="rows"),
     StreamRows(input="flash"),
@@ -182,7 +186,7 @@ def test_networks_stream_bit_for_bit(name: str, pass_: StreamRows) -> None:
         assert torch.equal(mine, wanted)
 
 
-@pytest.mark.parametrize("name", [n for n in NETS if n != "transformer"])
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_every_op_of_a_convolutional_network_has_rows(name: str) -> None:
     build, size = NETS[name]
     graph = build(Net(*size))
@@ -220,3 +224,25 @@ def test_code_is_generated_for_convolutions_and_what_reads_their_pixels() -> Non
     types = {v.name: v.type for v in graph.values}
     rules = [(op, geometry(op, types)) for op in graph.ops]
     assert all(rule is not None and emitted(op, rule) for op, rule in rules)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["cut", "one"])
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_c_of_these_networks_has_the_same_bytes(name: str, whole: bool, tmp_path: Path) -> None:
+    """With the cuts of the pass, and all ops in as few streams as there can be."""
+    build, size = NETS[name]
+    net = Net(*size)
+    graph, image = build(net), net.image()
+    wanted = run(graph, {**net.constants, "x": image})
+    ctx = Context(LAYOUT, constants=net.constants, emits=emitted)
+    pass_ = StreamRows(budget=1 << 30) if whole else StreamRows(max_mac_factor=1.3)
+    found = pass_.run(graph, ctx)
+    assert any(op.loop for op in found.ops) and not ctx.notes
+    alone = {op.kind for op in found.ops}
+    assert not alone & {"mplan.resize_nearest2d", "aten.constant_pad_nd.default"}
+    AllocateBuffers().run(found, ctx)
+    assert ctx.lowered is not None and ctx.plan is not None
+    files = emit_c(found, ctx.lowered, ctx.plan, net.constants, name="net")
+    ours = run_program(tmp_path, {n: str(t) for n, t in files.items()}, [image], wanted)
+    for mine, theirs in zip(ours, wanted, strict=True):
+        assert torch.equal(mine, theirs)

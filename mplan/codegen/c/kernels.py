@@ -16,6 +16,7 @@ from mplan.codegen.c import (  # noqa: F401
     quantized_norm,
     quantized_window,
     reduce,
+    rows_move,
     stream,
 )
 from mplan.codegen.c.table import TABLE

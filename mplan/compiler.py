@@ -338,7 +338,8 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
     code = Sources.of(name, emitted).code
     sources = tuple(sorted(f for f in files if PurePosixPath(f).name in code))
     arriving = arriving_rows(planned.graph, planned.lowered)
-    inputs, returned = bundle.ports(planned.graph, arriving, captured.affines)
+    held = planned.lowered.buffer_of.keys()
+    inputs, returned = bundle.ports(planned.graph, arriving, held, captured.affines)
     arena = planned.plan.peak_bytes(planned.target.arena)
     files[bundle.PLAN] = print_plan(result.file)
     files[bundle.GOLDEN] = safetensors.numpy.save(golden)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from mplan.codegen.bundle import load_manifest
 from mplan.codegen.c.emit import emit_c
 from mplan.compiler import compile_model
 from mplan.diagnostics import UnsupportedError
@@ -212,3 +213,42 @@ def test_a_trained_model_whose_rows_arrive_on_a_microcontroller(emulator: Any, t
     counted = sum(s.instructions for s in found.steps)
     assert 0 <= found.instructions - counted < 100 * 80  # around the steps: 80 rows that are pushed
     assert sum(s.instructions for s in walks) < 0.005 * counted
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_an_image_is_read_where_it_lies(name: str, tmp_path: Path) -> None:
+    """In flash, say: it takes no memory and stays as it is."""
+    make, *sizes = NETS[name]
+    net = QuantizedNet(*sizes, seed=2)
+    graph, image = make(net), net.image()
+    (wanted,) = run(graph, {**net.constants, "x": image})
+    ctx = Context(LAYOUT, constants=net.constants)
+    passes = "stream{input=flash},inplace,schedule{solver=none},allocate{solver=greedy}"
+    found = run_passes(graph, parse_pipeline(passes), ctx)
+    assert ctx.lowered is not None and ctx.plan is not None and "x" not in ctx.lowered.buffer_of
+    files = texts(found, ctx.lowered, ctx.plan, net)
+    ours = run_program(tmp_path / "streams", files, [image], [wanted])
+    assert torch.equal(ours[0], wanted)
+    layers = files_of(graph, net, ARRIVING)  # the same op by op
+    assert torch.equal(run_program(tmp_path / "layers", layers, [image], [wanted])[0], wanted)
+    assert "net_set_input(int index" in layers["net.h"]
+
+
+def test_an_image_in_flash_on_a_microcontroller(tmp_path: Path) -> None:
+    """Two different samples, each a constant of the image."""
+    folder = tmp_path / "out"
+    compiled = compile_model(VWW1, out=folder, input="flash", io="int8-nhwc", target="stm32f746")
+    graph = compiled.result.planned.graph
+    assert [port.outside for port in load_manifest(folder).inputs] == [True]
+    generator = torch.Generator().manual_seed(3)
+    images = [
+        torch.randint(-128, 128, (1, 80, 80, 3), dtype=torch.int8, generator=generator)
+        for _ in range(2)
+    ]
+    name = next(i.value.name for i in graph.inputs if i.role == "input")
+    constants = compiled.result.planned.constants
+    wanted = [run(graph, {**constants, name: image})[0] for image in images]
+    found = run_bundle(folder, inputs=[[image.numpy()] for image in images])
+    for ours, theirs in zip(found.outputs, wanted, strict=True):
+        assert torch.equal(torch.tensor(ours[0]), theirs)
+    assert found.arena_bytes == found.arena_touched_bytes <= 13_100

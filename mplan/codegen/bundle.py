@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Port:
     """An input or output of the compiled network.
 
     ``dtype`` is the IR's name, ``strides`` count elements, ``nbytes`` reaches from the first to the
-    last element in memory. An input with ``rows`` is given row by row, so many of them.
+    last element in memory. An input with ``rows`` is given row by row, so many of them; one that is
+    ``outside`` is read where the caller has it.
     Integers with a ``scale`` stand for ``scale * (integer - zero_point)``.
     """
 
@@ -44,6 +45,7 @@ class Port:
     strides: tuple[int, ...]
     nbytes: int
     rows: int = 0
+    outside: bool = False
     scale: float | None = None
     zero_point: int | None = None
 
@@ -72,21 +74,32 @@ def identifier(text: str) -> str:
 
 
 def ports(
-    graph: Graph, rows: Mapping[str, int], affines: Mapping[str, Affine] | None = None
+    graph: Graph,
+    rows: Mapping[str, int],
+    held: Collection[str],
+    affines: Mapping[str, Affine] | None = None,
 ) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """The user's inputs and the outputs of ``graph``, in order.
 
-    ``rows`` says of how many rows the inputs are that arrive row by row, ``affines`` what the integers
+    ``rows`` says of how many rows the inputs are that arrive row by row, ``held`` which lie in a
+    memory of the plan (the others are read where the caller has them), ``affines`` what the integers
     of ``input0`` …, ``output0`` … stand for.
     """
     table, known = graph.value_table, affines or {}
     names = [i.value.name for i in graph.inputs if i.role == "input"]
-    inputs = (_port(table[n], known.get(f"input{i}"), rows.get(n, 0)) for i, n in enumerate(names))
+    inputs = (
+        replace(
+            _port(table[n], known.get(f"input{i}")),
+            rows=rows.get(n, 0),
+            outside=n not in rows and n not in held,
+        )
+        for i, n in enumerate(names)
+    )
     outputs = (_port(table[n], known.get(f"output{i}")) for i, n in enumerate(graph.output_names))
     return tuple(inputs), tuple(outputs)
 
 
-def _port(value: Value, affine: Affine | None, rows: int = 0) -> Port:
+def _port(value: Value, affine: Affine | None) -> Port:
     type_ = value.type
     assert isinstance(type_, TensorType)
     shape = tuple(d for d in type_.shape if isinstance(d, int))
@@ -97,9 +110,8 @@ def _port(value: Value, affine: Affine | None, rows: int = 0) -> Port:
         shape,
         type_.element_strides,
         type_.nbytes,
-        rows,
-        scale,
-        zero_point,
+        scale=scale,
+        zero_point=zero_point,
     )
 
 

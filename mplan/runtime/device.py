@@ -5,22 +5,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mplan import templates
-from mplan.codegen.bundle import GOLDEN, PLAN, Manifest, Port, load_manifest, target_of_bundle
+from mplan.codegen.bundle import GOLDEN, PLAN, Manifest, load_manifest, target_of_bundle
 from mplan.codegen.c.stream import PlannedStage
-from mplan.codegen.c.text import CTYPES
 from mplan.diagnostics import CheckError, UserError, Where
 from mplan.ir.plan import Step
 from mplan.ir.types import DType
 from mplan.runtime.elf import STAGES
 from mplan.runtime.emulator import Accessed, EmulatorName, Interval, RunResult, run_firmware
 from mplan.runtime.firmware import Firmware, build_firmware
+from mplan.runtime.harness import Sample, harness, sent
 from mplan.runtime.stack import StackBound, stack_bound
-from mplan.runtime.toolchain import SUPPORT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,10 +99,10 @@ def run_bundle(
     golden_in, golden_out = _golden(folder, manifest) if inputs is None else ((), ())
     samples = [golden_in] if inputs is None else inputs
     target = target_of_bundle(manifest)
-    data = b"".join(_bytes(sample, manifest.inputs) for sample in samples)
+    data = sent(samples, manifest.inputs)
     with tempfile.TemporaryDirectory(prefix="mplan-run-") as temporary:
         tools = toolchain or ("zig" if emulator == "unicorn" else "gcc")
-        firmware = build_bundle(folder, manifest, Path(temporary), tools)
+        firmware = build_bundle(folder, manifest, Path(temporary), tools, samples)
         result = run_firmware(firmware, target, emulator=emulator, timeout_s=timeout_s, inputs=data)
         bound = stack_bound(firmware)
     if result.exit_code:
@@ -116,32 +113,22 @@ def run_bundle(
 
 
 def build_bundle(
-    folder: Path, manifest: Manifest, work: Path, tools: Literal["zig", "gcc"]
+    folder: Path,
+    manifest: Manifest,
+    work: Path,
+    tools: Literal["zig", "gcc"],
+    samples: Sequence[Sample] = (),
 ) -> Firmware:
-    """The image of a compiled network with a harness that talks to the host; files go to ``work``."""
-    inputs = _in_order(manifest.inputs)
-    view = {"name": manifest.name, "inputs": inputs, "outputs": manifest.outputs}
-    harness = work / "harness.c"
-    harness.write_text(templates.render(SUPPORT, "harness.c.j2", view), encoding="utf-8")
-    sources = [harness, *(folder / s for s in manifest.sources)]
+    """The image of a compiled network with a harness that talks to the host; files go to ``work``.
+
+    Inputs that are read where the caller has them are constants of the image, for all ``samples``.
+    """
+    program = work / "harness.c"
+    program.write_text(harness(manifest, samples), encoding="utf-8")
+    sources = [program, *(folder / s for s in manifest.sources)]
     includes = sorted({path.parent for path in sources[1:]})
     target = target_of_bundle(manifest)
     return build_firmware(sources, includes, target, work / "image", toolchain=tools)
-
-
-def _in_order(ports: Sequence[Port]) -> list[dict[str, Any]]:
-    """The inputs as the harness reads them: those that are given whole come first."""
-    ordered = sorted(enumerate(ports), key=lambda numbered: numbered[1].rows)
-    return [
-        {
-            **asdict(port),
-            "index": index,
-            "first": place == 0,
-            "ctype": CTYPES[DType(port.dtype)],
-            "row_elements": prod(port.shape) // max(port.rows, 1),
-        }
-        for place, (index, port) in enumerate(ordered)
-    ]
 
 
 def _problem_steps(folder: Path) -> tuple[Step, ...]:
@@ -206,22 +193,6 @@ def _golden(folder: Path, manifest: Manifest) -> tuple[tuple[Any, ...], tuple[An
     except Exception as e:  # safetensors raises its own error type, KeyError or OSError
         message = f"the golden data {path} cannot be read: {e}"
         raise UserError("MP425", message, Where(str(path)), "compile the model again") from None
-
-
-def _bytes(sample: Sequence[Any], expected: Sequence[Port]) -> bytes:
-    import numpy as np
-
-    if len(sample) != len(expected):
-        raise UserError("MP426", f"{len(sample)} inputs given, the network has {len(expected)}")
-    parts = []
-    pairs = zip(sample, expected, strict=True)
-    for array, port in sorted(pairs, key=lambda pair: pair[1].rows):
-        if tuple(array.shape) != port.shape:
-            message = f"input {port.name} has the shape {list(array.shape)}, not {list(port.shape)}"
-            raise UserError("MP426", message)
-        dtype = DType(port.dtype).numpy_name
-        parts.append(np.ascontiguousarray(array, dtype=getattr(np, dtype)).tobytes())
-    return b"".join(parts)
 
 
 def _outputs(data: bytes, manifest: Manifest, samples: int) -> tuple[tuple[np.ndarray, ...], ...]:

@@ -58,8 +58,9 @@ class AreaView:
 class Port:
     """An input or output; ``offset_bytes`` None means that it does not lie in the arena.
 
-    One with ``rows`` arrives row by row, so many of them, and lies nowhere. One with a ``scale`` holds
-    integers that stand for ``scale * (integer - zero_point)``.
+    One with ``rows`` arrives row by row, so many of them, and lies nowhere; one that is ``outside`` is
+    read where the caller has it, at the pointer of that name. One with a ``scale`` holds integers that
+    stand for ``scale * (integer - zero_point)``.
     """
 
     index: int
@@ -73,6 +74,7 @@ class Port:
     pointer: str
     ctype: str
     rows: int = 0
+    outside: str = ""
     scale: str = ""
     zero_point: int = 0
 
@@ -169,6 +171,7 @@ class _Writer:
             "outputs": outputs,
             "strided": strided,
             "rows": self.rows,
+            "outside": [p for p in inputs if p.outside],
             "has_streams": any(op.loop for op in self.graph.ops),
             "signature": _signature(inputs, outputs),
             "copy_in": copy_in.lines,
@@ -188,9 +191,12 @@ class _Writer:
                 elements=t.numel,
                 size_bytes=t.numel * t.dtype.itemsize,
                 offset_bytes=t.offset_bytes if t.array.is_macro else None,
-                pointer="" if kind == "input" and self._arrives(i) else t.pointer,
+                pointer=""
+                if t.array.is_pointer or (kind == "input" and self._arrives(i))
+                else t.pointer,
                 ctype=t.ctype,
                 rows=self.rows.count if self.rows and kind == "input" and self._arrives(i) else 0,
+                outside=t.array.name if t.array.is_pointer else "",
                 **self._affine(f"{kind}{i}"),
             )
             for i, t in enumerate(tensors)
@@ -207,7 +213,9 @@ class _Writer:
         copy_in, copy_out = Code(), Code()
         for port, tensor in zip(inputs, self.inputs, strict=True):
             given = Tensor.dense(port.parameter, tensor.dtype, tensor.shape)
-            if not port.rows:
+            if port.outside:
+                copy_in += Code((f"{port.outside} = {port.parameter};",))
+            elif not port.rows:
                 copy_in += _unless_same(port, copy(tensor, given))
         for port, tensor in zip(outputs, self.outputs, strict=True):
             taken = Tensor.dense(port.parameter, tensor.dtype, tensor.shape)
@@ -219,8 +227,11 @@ class _Writer:
         return self.rows is not None and self.rows.index == index
 
     def _selftest(self, golden: Mapping[str, Any]) -> str:
-        held = [(i, t) for i, t in enumerate(self.inputs) if not self._arrives(i)]
+        outside = {i for i, t in enumerate(self.inputs) if t.array.is_pointer}
+        held = [(i, t) for i, t in enumerate(self.inputs) if not self._arrives(i) and i not in outside]
         before = selftest.fill_inputs(self.name, held)
+        set_ = (f"(void){self.name}_set_input({i}, input{i});" for i in sorted(outside))
+        before = Code(tuple(set_)) + before
         after = selftest.compare_outputs(self.name, self.outputs)
         return render(
             "selftest.c.j2",

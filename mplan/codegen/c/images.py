@@ -40,4 +40,6 @@ def _image(x: Tensor) -> Code:
         "width": width,
         "bytes": x.strides[1] * x.dtype.itemsize,
     }
-    return constant(image_type(), "image", fields, "const" if x.index else "static const")
+    return constant(
+        image_type(), "image", fields, "const" if x.index or x.array.is_pointer else "static const"
+    )

@@ -64,6 +64,11 @@ class Memory:
         self.members = self._members()
         self._member_of = {m.value.name: m for m in self.members}
         self._pushed = row_inputs(graph).keys() - lowered.buffer_of.keys()
+        self._outside = {
+            item.value.name: Array(f"{name}_input_{number}_at", is_pointer=True)
+            for number, item in enumerate(user_inputs(graph))
+            if item.value.name not in lowered.buffer_of.keys() | self._pushed
+        }
         self.areas = self._areas()
         self._macro_of = {a.region: Array(a.macro, is_macro=True) for a in self.areas}
 
@@ -80,6 +85,8 @@ class Memory:
                     "MP501", f"a view shows the weight {member.source} as another type"
                 )
             return self._view(Array(f"{self.name}_weights.{member.name}"), type_, offset)
+        if root in self._outside:
+            return self._view(self._outside[root], type_, offset)
         buffer, before = self.lowered.pieces.get(name, (self.lowered.buffer_of.get(root, -1), 0))
         place = self._place(root, buffer, position)
         return self._view(self._macro_of[place.region], type_, place.offset + offset - before)

@@ -36,6 +36,7 @@ class Image:
 
     name: str
     data: str
+    outside: bool
     height: int
     width: int
     bytes: int
@@ -173,6 +174,7 @@ class _Stream:
         types = function("stream_t")
         walker = function("stream_next", needs=(types,))
         called = [f for code in codes for f in code.functions]
+        images = [[self._image(n, *lines) for n in self.index] for lines in self.lines]
         made = function(
             self.name,
             "stream",
@@ -181,7 +183,8 @@ class _Stream:
             reads=[self._read(r) for _, stage in stages for r in self._made(stage)],
             drivers=self.flow.drivers,
             spans=[self._spans(*lines) for lines in self.lines],
-            images=[[self._image(n, *lines) for n in self.index] for lines in self.lines],
+            images=images,
+            outside=[(i, image.data) for i, image in enumerate(images[0]) if image.outside],
             cases=[Case(number, code.lines) for number, code in enumerate(codes)],
             position=self.site.position,
             pixelwise=int(self.pixelwise),
@@ -221,7 +224,7 @@ class _Stream:
         """Where a storage lies in a tile."""
         height, width = self.flow.sizes[name]
         tensor, step = self._place(name), self._step_bytes(name)
-        seen = (name, _bytes(tensor), height, width, step)
+        seen = (name, _bytes(tensor), tensor.array.is_pointer, height, width, step)
         if name in self.results or name not in self.rings:
             return Image(*seen, step_y=width, step_x=1)
         if self._held_alone(name):

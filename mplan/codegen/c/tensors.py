@@ -58,10 +58,14 @@ def argument(arg: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """Where a tensor's bytes are: an array of its own, or ``macro(type, byte offset)``."""
+    """Where a tensor's bytes are: an array of its own, or ``macro(type, byte offset)``.
+
+    ``is_pointer`` says that the name is a variable that the caller sets: its address is no constant.
+    """
 
     name: str
     is_macro: bool = False
+    is_pointer: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,12 +122,13 @@ def run_program(
     files: Mapping[str, str],
     inputs: Sequence[torch.Tensor],
     like: Sequence[torch.Tensor],
+    *options: str,
 ) -> list[torch.Tensor]:
     """Run the network ``net`` as a program of its own under the address and UB sanitizers."""
     sizes = [t.numel() * t.element_size() for t in (*inputs, *like)]
     sources = write(folder, {**files, "main.c": _program(len(inputs), sizes)})
     program = folder / "program"
-    compile_c(host_compiler(), sources, *STRICT, "-O0", *SANITIZE, "-o", str(program), "-lm")
+    compile_c(host_compiler(), sources, *STRICT, "-O0", *SANITIZE, *options, "-o", str(program), "-lm")
     data = b"".join(t.detach().contiguous().view(-1).numpy().tobytes() for t in inputs)
     done = subprocess.run([str(program)], input=data, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-4000:]

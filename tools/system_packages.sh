@@ -16,6 +16,10 @@ missing=()
 for tool in "${!package_of[@]}"; do
   command -v "$tool" >/dev/null || missing+=(${package_of[$tool]})
 done
+# The libraries that gcc needs for programs of 32 bits belong to no command.
+if [ "$(uname -m)" = x86_64 ] && ! echo 'int main(void) { return 0; }' | cc -m32 -xc - -o /dev/null 2>/dev/null; then
+  missing+=(gcc-multilib)
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if ! command -v apt-get >/dev/null; then

@@ -68,18 +68,20 @@ def convolution(row: Row) -> Code:
 class _Form:
     """A kernel before it is known how many channels it computes at a time and how it rounds.
 
-    ``options`` are its template's; ``products`` sums four channels of plain products.
+    ``options`` are its template's; ``products`` sums four channels of plain products; ``needs`` find
+    its pixels.
     """
 
     name: str
     template: str
     options: Mapping[str, object]
     products: Function
+    needs: tuple[Function, ...]
 
 
 def _depthwise(taps: int) -> _Form:
     products = function(f"taps_4_{taps}", "taps_4", (instructions(),), taps=taps)
-    return _Form(f"qdepthwise_conv2d_{taps}", "qdepthwise_conv2d", {"taps": taps}, products)
+    return _Form(f"qdepthwise_conv2d_{taps}", "qdepthwise_conv2d", {"taps": taps}, products, (_taps(),))
 
 
 def _deep(site: Site, shape: tuple[int, ...]) -> _Form:
@@ -91,12 +93,12 @@ def _deep(site: Site, shape: tuple[int, ...]) -> _Form:
     gathered = taps * depth if taps > 1 and whole and taps * depth <= _GATHERED else 0
     options = {"taps": taps, "direct": direct, "gathered": gathered}
     name = "qpointwise" if direct else f"qconv2d_{taps}_{gathered}" if gathered else f"qconv2d_{taps}"
-    return _Form(name, "qconv2d", options, products())
+    return _Form(name, "qconv2d", options, products(), _walk() if direct else (_taps(),))
 
 
 def _single(site: Site, form: _Form) -> Function:
     """The kernel that computes one channel at a time."""
-    needs = (*_taps_functions(), rescale(), store())
+    needs = (_conv_t(), *form.needs, rescale(), store())
     options = {**form.options, "lanes": range(1), "wide": ""}
     return function(f"{form.name}_1", form.template, needs, **options)
 
@@ -110,7 +112,7 @@ def _blocked(site: Site, form: _Form) -> Function:
     name = f"{form.name}_centered" if centered else f"{form.name}{ending}"
     given = bool(site.arg("bounded"))
     biases = function("biases_4" if given else "biases_4_if_any", "biases_4", (_conv_t(),), given=given)
-    needs = (*_taps_functions(), biases, sums, finish)
+    needs = (*form.needs, biases, sums, finish)
     options = {**form.options, "lanes": range(_LANES), "centered": centered, "wide": ""}
     if given and site.op.kind == "mplan.qdepthwise_conv2d":
         taps, full, scaled = form.options["taps"], "_full" in ending, scaled_4(site)
@@ -156,11 +158,16 @@ def high_mul_small() -> Function:
     return function("high_mul_small", "high_mul", (instructions(),), small=True)
 
 
-def _taps_functions() -> tuple[Function, ...]:
+def _walk() -> tuple[Function, ...]:
+    """The C functions that go from pixel to pixel of a row."""
     image = image_type()
-    walk = function("first_pixel", needs=(image,)), function("next_pixel", needs=(image,))
-    window = (function("end_tap"), function("first_tap"), function("window_t"))
-    return (_conv_t(), *walk, function("window_taps", needs=(*window, *walk)))
+    return function("first_pixel", needs=(image,)), function("next_pixel", needs=(image,))
+
+
+def _taps() -> Function:
+    """The C function that finds the pixels under a window."""
+    ends = function("end_tap"), function("first_tap"), function("window_t")
+    return function("window_taps", needs=(*ends, *_walk()))
 
 
 @row_kernel("mplan.qavg_pool2d", "mplan.qmax_pool2d")
@@ -178,7 +185,7 @@ def pool(row: Row) -> Code:
         **result_range(site, 0),
     }
     kind, taps = site.op.kind.removeprefix("mplan."), size[0] * size[1]
-    made = function(f"{kind}_{taps}", kind, (*_taps_functions(), store()), taps=taps)
+    made = function(f"{kind}_{taps}", kind, (_conv_t(), _taps(), store()), taps=taps)
     return Code((), (outside,)) + _invoke(row, made, fields)
 
 

@@ -71,6 +71,8 @@ def overload(kind: str) -> Any:
 
     namespace, _, rest = kind.partition(".")
     name, _, variant = rest.rpartition(".")
+    if namespace == "quantized_decomposed":
+        import torch.ao.quantization.fx._decomposed  # registers them
     try:
         found = getattr(getattr(getattr(torch.ops, namespace), name), variant)
     except (AttributeError, RuntimeError, ValueError):

@@ -182,3 +182,154 @@ def test_floats_between_integers_compute_the_same(name: str) -> None:
     (ours,) = outputs_of(graph, constants, inputs)
     assert ours.shape == simulated.shape
     assert (ours - simulated).abs().max() <= 0.02 * simulated.abs().max()
+
+
+def sandwich(body: str, shapes: str, result: str, scale: float = 0.25) -> str:
+    """A graph whose input %x is dequantised to %d; ``body`` makes %y of it, which is quantised."""
+    into = "quantized_decomposed.quantize_per_tensor.default"
+    out_of = "quantized_decomposed.dequantize_per_tensor.default"
+    bits = "quant_min=-128, quant_max=127, dtype=dtype(i8)"
+    return f"""graph @net({shapes}) {{
+      %d: f32[2,3,4] = {out_of}(input=%x, scale=0.125, zero_point=5, {bits})
+      {body.strip()}
+      %z: i8[{result}] = {into}(input=%y, scale={scale}, zero_point=-4, {bits})
+      return %z
+    }}"""
+
+
+PER_TENSOR = "scale=0.01, zero_point=0, quant_min=-127, quant_max=127, dtype=dtype(i8)"
+X = "%x: i8[2,3,4]"
+WEIGHT = "param %w: i8[4,4]"
+DQ = f"%v: f32[4,4] = quantized_decomposed.dequantize_per_tensor.default(input=%w, {PER_TENSOR})"
+FLAT = "%f: f32[6,4] view(%d) = aten.view.default(self=%d, size=[6, 4])"
+CHANNELS = "quant_min=-127, quant_max=127, dtype=dtype(i8)"
+BODIES: dict[str, tuple[str, str, str, str]] = {
+    "weights_by_t": (
+        f"""{DQ}
+        %t: f32[4,4]<1,4> view(%v) = aten.t.default(self=%v)
+        {FLAT}
+        %y: f32[6,4] = aten.mm.default(self=%f, mat2=%t)""",
+        f"{X}, {WEIGHT}",
+        "6,4",
+        "mplan.qlinear",
+    ),
+    "weights_by_transpose": (
+        f"""{DQ}
+        %t: f32[4,4]<1,4> view(%v) = aten.transpose.int(self=%v, dim0=-1, dim1=0)
+        {FLAT}
+        %y: f32[6,4] = aten.addmm.default(self=%b, mat1=%f, mat2=%t)""",
+        f"{X}, {WEIGHT}, param %b: f32[4]",
+        "6,4",
+        "mplan.qlinear",
+    ),
+    "products_with_factors": (
+        f"""{DQ}
+        {FLAT}
+        %y: f32[6,4] = aten.addmm.default(self=%b, mat1=%f, mat2=%v, beta=2)""",
+        f"{X}, {WEIGHT}, param %b: f32[4]",
+        "6,4",
+        "aten.addmm.default: its operands have factors",
+    ),
+    "a_bias_per_row": (
+        f"""{DQ}
+        {FLAT}
+        %y: f32[6,4] = aten.addmm.default(self=%b, mat1=%f, mat2=%v)""",
+        f"{X}, {WEIGHT}, param %b: f32[6,1]",
+        "6,4",
+        "its bias is no constant per output",
+    ),
+    "scales_of_the_inputs": (
+        f"""%v: f32[4,4] = quantized_decomposed.dequantize_per_channel.default(input=%w, scales=%s,
+          zero_points=%o, axis=0, {CHANNELS})
+        {FLAT}
+        %y: f32[6,4] = aten.mm.default(self=%f, mat2=%v)""",
+        f"{X}, {WEIGHT}, param %s: f32[4], param %o: i64[4]",
+        "6,4",
+        "scaled along dimension 1",
+    ),
+    "limits_by_default": (
+        "%y: f32[2,3,4] = aten.hardtanh.default(self=%d)",
+        X,
+        "2,3,4",
+        "mplan.requantize",
+    ),
+    "a_sum_with_a_number": (
+        "%y: f32[2,3,4] = aten.add.Tensor(self=%d, other=0.3)",
+        X,
+        "2,3,4",
+        "mplan.qtable",
+    ),
+    "a_factor_that_is_a_constant": (
+        "%y: f32[2,3,4] = aten.div.Tensor(self=%d, other=%c)",
+        f"{X}, const %c: f32[]",
+        "2,3,4",
+        "mplan.requantize",
+    ),
+    "a_copy": (
+        "%y: f32[2,3,4] = aten._to_copy.default(self=%d, dtype=dtype(f32))",
+        X,
+        "2,3,4",
+        "mplan.requantize",
+    ),
+    "a_mean_of_all": ("%y: f32[] = aten.mean.default(self=%d)", X, "", "mplan.qmean"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_forms_of_ops(name: str) -> None:
+    body, shapes, result, expected = BODIES[name]
+    graph = parse(sandwich(body, shapes, result))
+    verify(graph, deep=True)
+    torch.manual_seed(2)
+    constants: dict[str, torch.Tensor] = {}
+    for item in graph.inputs:
+        sizes, kind = item.value.type.shape, item.value.type.dtype.value  # type: ignore[union-attr]
+        if item.role != "input":
+            made = torch.rand(sizes) if kind == "f32" else torch.randint(-90, 90, sizes)
+            made = torch.zeros(sizes, dtype=torch.int64) if kind == "i64" else made
+            constants[item.value.name] = made.to(torch.int8) if kind == "i8" else made
+    ctx = Context(LAYOUT, constants=constants)
+    changed = LowerQuantized().run(graph, ctx)
+    verify(changed, deep=True)
+    kinds = [op.kind for op in changed.ops]
+    if expected.startswith("mplan."):
+        assert expected in kinds and not ctx.notes
+    else:
+        assert any(expected in note for note in ctx.notes)
+    x = torch.randint(-128, 128, (2, 3, 4), dtype=torch.int8)
+    (ours,) = outputs_of(changed, ctx.constants, [x])
+    (theirs,) = outputs_of(graph, constants, [x])
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+
+
+def test_integers_between_quantize_and_dequantize_are_moved() -> None:
+    body = f"""%r: f32[2,3,4] = aten.relu.default(self=%d)
+      %q: i8[2,3,4] = quantized_decomposed.quantize_per_tensor.default(input=%r, {PER_TENSOR})
+      %v: i8[2,12] view(%q) = aten.view.default(self=%q, size=[2, 12])
+      %e: f32[2,12] = quantized_decomposed.dequantize_per_tensor.default(input=%v, {PER_TENSOR})
+      %y: f32[2,12] = aten.sigmoid.default(self=%e)"""
+    graph, ctx = lower(sandwich(body, X, "2,12", 1 / 256))
+    assert [op.kind for op in graph.ops] == ["mplan.requantize", "aten.view.default", "mplan.qtable"]
+    assert not ctx.notes
+
+
+def test_weights_get_coarser_where_a_bias_would_not_fit() -> None:
+    """The second channel's bias is 2**35 of its products."""
+    body = f"""%v: f32[2,4] = quantized_decomposed.dequantize_per_channel.default(input=%w, scales=%s,
+        zero_points=%o, axis=0, {CHANNELS})
+      %y: f32[2,3,2] = aten.linear.default(input=%d, weight=%v, bias=%b)"""
+    shapes = f"{X}, param %w: i8[2,4], param %s: f32[2], param %o: i64[2], param %b: f32[2]"
+    constants = {
+        "w": torch.tensor([[100, -127, 3, 50], [127, 127, -127, 64]], dtype=torch.int8),
+        "s": torch.tensor([0.01, 2.0**-32]),
+        "o": torch.zeros(2, dtype=torch.int64),
+        "b": torch.tensor([0.5, 2.0]),
+    }
+    text = sandwich(body, shapes, "2,3,2")
+    graph, ctx = lower(text, constants)
+    biases = next(t for name, t in ctx.constants.items() if "bias" in name)
+    assert biases.abs().max() == 1 << 30
+    x = torch.randint(-128, 128, (2, 3, 4), dtype=torch.int8)
+    (ours,) = outputs_of(graph, ctx.constants, [x])
+    (theirs,) = outputs_of(parse(text), constants, [x])
+    assert (ours.int() - theirs.int()).abs().max() <= 1

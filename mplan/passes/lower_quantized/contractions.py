@@ -148,8 +148,8 @@ def matmul(low: Lowering, op: Op, goal: Goal) -> Stored:
     first, second = ("self", "other") if "matmul" in op.kind else ("self", "mat2")
     right = low.weight(low.source(op, second))
     a = low.operand(op, first)
-    if right is not None and right.values.dim() == 2 and right.axis in (None, 1):
-        return _linear(low, op, a, right.moved((1, 0)), None, goal)
+    if right is not None and right.values.dim() == 2:
+        return _linear(low, op, a, _weight(low, op, second, 1).moved((1, 0)), None, goal)
     a, b = low.ordered(a), low.ordered(low.operand(op, second))
     if min(len(a.shape), len(b.shape)) < 2:
         raise Unlowered("its operands are no matrices")

@@ -245,7 +245,7 @@ BODIES: dict[str, tuple[str, str, str, str]] = {
         %y: f32[6,4] = aten.mm.default(self=%f, mat2=%v)""",
         f"{X}, {WEIGHT}, param %s: f32[4], param %o: i64[4]",
         "6,4",
-        "scaled along dimension 1",
+        "scaled along dimension 0, not 1",
     ),
     "limits_by_default": (
         "%y: f32[2,3,4] = aten.hardtanh.default(self=%d)",

@@ -1,8 +1,8 @@
 """The instances of the planner's benchmark, by set: each set yields names with ways to make problems.
 
 ``minimalloc``, ``smallest`` and ``graphs`` are files of ``tests/data``; ``inference``, ``training`` and
-``splits`` are the graphs of the test zoo after the passes that precede planning; ``nas``, ``layers``
-and ``large`` follow from definitions.
+``splits`` are the graphs of the test zoo after the passes that precede planning; ``packings``, ``nas``,
+``layers`` and ``large`` follow from definitions.
 """
 
 from __future__ import annotations
@@ -160,6 +160,13 @@ def layers() -> Iterator[Item]:
         yield f"gpt_{count}L", partial(gpt_training, count)
 
 
+def packings() -> Iterator[Item]:
+    """Full rectangles cut into pieces, with the capacity in which the pieces fit."""
+    from planner_packings import packings as make
+
+    return make(3)
+
+
 def large() -> Iterator[Item]:
     """Ten and fifty thousand steps."""
     from planner_generated import gpt_training, skips
@@ -171,5 +178,8 @@ def large() -> Iterator[Item]:
 
 SETS: dict[str, Callable[[], Iterator[Item]]] = {
     f.__name__: f
-    for f in (minimalloc, smallest, graphs, inference, training, splits, nas, layers, large)
+    for f in (
+        *(minimalloc, smallest, packings, graphs),
+        *(inference, training, splits, nas, layers, large),
+    )
 }

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from mplan.passes.allocate import allocate
 from mplan.passes.planner import solve
+from mplan.passes.schedule import schedule
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+from planner_generated import skips
+from planner_packings import packings
 from planner_sets import DATA, SETS, read
 
 #: Live peak in bytes, and whether it must be proven within the limit in seconds.
@@ -72,3 +76,14 @@ def test_irregular_networks_are_proven_from_end_to_end(name: str) -> None:
     assert plan.status == "optimal" and plan.gap == 0
     ordered = plan.certificate("schedule:arena")
     assert ordered is not None and plan.peak_bytes("arena") == ordered.lower_bound_bytes
+
+
+@pytest.mark.parametrize("name", [name for name, _ in packings(3)])
+def test_cut_rectangles_are_put_together_again(name: str) -> None:
+    problem = dict(packings(3))[name]()
+    assert allocate(problem, limit_s=30).height_bytes <= problem.regions[0].capacity_bytes
+
+
+def test_ten_thousand_irregular_steps_run_at_the_bound() -> None:
+    certificate = schedule(skips(10_000), limit_s=40).certificate
+    assert (certificate.status, certificate.bound_kind) == ("optimal", "closure")

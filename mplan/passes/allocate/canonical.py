@@ -50,6 +50,8 @@ PORTFOLIO = (
     ("TIGHTEST", "lifetime"),
     ("FEWEST", "load"),
     ("BOTH", "size"),
+    ("TIGHTEST", "size"),
+    ("FEWEST", "area"),
 )
 #: Elementary steps of an attempt in the first round, beside those of about two descents, each of which
 #: takes about half a step for every box in every section for every box.

@@ -28,9 +28,13 @@ def chains_of(problem: Problem, region: str) -> Iterator[Chain]:
     """
     grouped = {i for group in problem.adjacent for i in group}
     alone = ((i,) for i in range(len(problem.buffers)) if i not in grouped)
+    own = problem.region(region).alignment
     for group in (*(g for g in problem.adjacent if g), *alone):
-        if problem.buffers[group[0]].regions[0] == region:
-            yield _chain(problem, group, problem.region(region).alignment)
+        first = problem.buffers[group[0]]
+        if first.regions[0] == region and len(group) == 1 and first.offset is None:
+            yield Chain(((group[0], 0),), lcm(own, first.alignment), None)
+        elif first.regions[0] == region:
+            yield _chain(problem, group, own)
 
 
 def _chain(problem: Problem, group: tuple[int, ...], alignment: int) -> Chain:

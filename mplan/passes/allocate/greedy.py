@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any
 
 from mplan.passes.allocate.instance import Box, Instance
@@ -24,6 +25,10 @@ ORDERS: dict[str, Callable[[Box], tuple[int, ...]]] = {
     "end": lambda b: (-b.end, -b.size),
     "padding": lambda b: (-b.size % b.alignment, -b.size),
 }
+
+
+#: After so many boxes, those that are gone when any later one begins are forgotten.
+_TIDY = 64
 
 
 def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
@@ -52,9 +57,13 @@ def pack(
     """
     shelf = _Shelf(instance)
     free = [i for i in order if instance.boxes[i].fixed is None]
-    for i in (*(i for i, b in enumerate(instance.boxes) if b.fixed is not None), *free):
+    turns = [*(i for i, b in enumerate(instance.boxes) if b.fixed is not None), *free]
+    begins = [*accumulate((instance.boxes[i].start for i in reversed(turns)), min)][::-1]
+    for turn, i in enumerate(turns):
         if deadline is not None and deadline.expired:
             raise TimeoutError
+        if turn % _TIDY == 0:
+            shelf.forget(begins[turn])
         shelf.place(i, best_fit)
     return tuple(shelf.offsets)
 
@@ -71,6 +80,12 @@ class _Shelf:
         self.count = 0
         #: Rows: low and high address, start and end position.
         self.columns = np.zeros((4, len(instance.extents)), np.int64)
+
+    def forget(self, time: int) -> None:
+        """Drop what ends at ``time`` or earlier, before which nothing more begins."""
+        later = self.columns[:, : self.count][:, self.columns[3, : self.count] > time]
+        self.count = later.shape[1]
+        self.columns[:, : self.count] = later
 
     def place(self, i: int, best_fit: bool) -> None:
         """Give box ``i`` an offset."""

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from mplan.ir.plan import Certificate, Problem
+from mplan.ir.table import levels
 from mplan.passes.live import live_peak
 from mplan.passes.schedule import bounds, exact
 from mplan.passes.schedule.contract import Contraction
@@ -19,6 +20,9 @@ from mplan.passes.solvers.interface import (
     run_solver,
 )
 from mplan.passes.solvers.interrupt import graceful
+
+#: At so many of the highest positions of the order found its bound is looked for.
+_PEAKS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,21 @@ def _search(
     order = small.expand(inner.answer)
     found.offer(order, live_peak(problem, order, region)[0], inner.solver)
     _adopt(found, inner.bound, small)
+    _tighten(problem, region, found, deadline)
     return found.answer, found
+
+
+def _tighten(problem: Problem, region: str, found: Search[tuple[int, ...]], deadline: Deadline) -> None:
+    """Raise the bound by the closures of the steps at which the order holds more, worst first."""
+    if found.closed:
+        return
+    times, live = levels(*problem.table.extents(found.answer, region))
+    for i in (-live).argsort(kind="stable")[:_PEAKS].tolist():
+        if live[i] <= found.bound.bytes:
+            return
+        found.raise_bound(bounds.closure_in(problem, region, found.answer[int(times[i])]))
+        if deadline.expired:
+            return
 
 
 def _adopt(found: Search[tuple[int, ...]], bound: Bound, small: Contraction) -> None:

@@ -58,7 +58,7 @@ def convolution(row: Row) -> Code:
         "x_zero": zero,
         **result_range(site, site.integer("output_zero_point")),
     }
-    form = _depthwise(w.shape[1] * w.shape[2]) if depthwise else _deep(site, w.shape)
+    form = _depthwise(site, w.shape[1] * w.shape[2]) if depthwise else _deep(site, w.shape)
     blocked = share == 1 and out_channels >= _LANES if depthwise else share >= _LANES
     made = _blocked(site, form) if blocked else _single(site, form)
     return Code((), outside) + _invoke(row, made, fields)
@@ -79,21 +79,26 @@ class _Form:
     needs: tuple[Function, ...]
 
 
-def _depthwise(taps: int) -> _Form:
+def _depthwise(site: Site, taps: int) -> _Form:
     products = function(f"taps_4_{taps}", "taps_4", (instructions(),), taps=taps)
-    return _Form(f"qdepthwise_conv2d_{taps}", "qdepthwise_conv2d", {"taps": taps}, products, (_taps(),))
+    even = bool(site.arg("bounded")) and site.result.shape[3] % _LANES == 0
+    name = f"qdepthwise_conv2d_{taps}{'_even' if even else ''}"
+    return _Form(name, "qdepthwise_conv2d", {"taps": taps, "even": even}, products, (_taps(),))
 
 
 def _deep(site: Site, shape: tuple[int, ...]) -> _Form:
     """Pixels inside the image need no taps; windows over few channels are gathered into one run."""
     _, kernel_h, kernel_w, depth = shape
-    taps = kernel_h * kernel_w
+    taps, out_channels = kernel_h * kernel_w, shape[0]
     direct = taps == 1 and not any(site.integers("padding"))
     whole = site.tensor("input").shape[3] == depth
     gathered = taps * depth if taps > 1 and whole and taps * depth <= _GATHERED else 0
-    options = {"taps": taps, "direct": direct, "gathered": gathered}
+    run = gathered or depth
+    even = bool(site.arg("bounded")) and whole and run % 8 == 0 and out_channels % _LANES == 0
+    options = {"taps": taps, "direct": direct, "gathered": gathered, "even": even}
     name = "qpointwise" if direct else f"qconv2d_{taps}_{gathered}" if gathered else f"qconv2d_{taps}"
-    return _Form(name, "qconv2d", options, products(), _walk() if direct else (_taps(),))
+    name = f"{name}_even" if even else name
+    return _Form(name, "qconv2d", options, products(even), _walk() if direct else (_taps(),))
 
 
 def _single(site: Site, form: _Form) -> Function:
@@ -128,9 +133,10 @@ def instructions() -> Function:
     return function("dsp")
 
 
-def products() -> Function:
-    """The C function that multiplies numbers with four rows of weights."""
-    return function("products_4", needs=(instructions(),))
+def products(even: bool = False) -> Function:
+    """The C function that multiplies numbers, by eights if ``even``, with four rows of weights."""
+    name = "products_4_even" if even else "products_4"
+    return function(name, "products_4", (instructions(),), even=even)
 
 
 def results(site: Site) -> Function:
@@ -211,7 +217,7 @@ def _window(
 
 def _padding(zero: int, channels: int) -> Function:
     """A constant pixel of ``zero``, shared by images of up to as many channels."""
-    size = max(16, 1 << (channels - 1).bit_length())
+    size = 64 if channels <= 64 else -(-channels // 512) * 512
     sign = "minus_" if zero < 0 else ""
     return function(f"padding_{sign}{abs(zero)}_{size}", "padding", size=size, zero=zero)
 

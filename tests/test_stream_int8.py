@@ -21,6 +21,9 @@ from mplan.ir.verify import verify
 from mplan.passes.allocate_buffers import AllocateBuffers
 from mplan.passes.base import Context
 from mplan.passes.stream import StreamRows
+from mplan.passes.stream.costs import Limits
+from mplan.passes.stream.orders import orders
+from mplan.passes.stream.space import Space
 from mplan.pipeline import emitted
 from tests.c_support import LAYOUT, run_program
 from tests.quantized_nets import ONE, QuantizedNet
@@ -184,6 +187,27 @@ def test_networks_stream_bit_for_bit(name: str, pass_: StreamRows) -> None:
     out = run_in_arena(found, ctx.lowered, ctx.plan, values)
     for mine, wanted in zip(out, run(graph, values), strict=True):
         assert torch.equal(mine, wanted)
+
+
+@pytest.mark.parametrize("name", ["detector", "branches"])
+def test_networks_that_branch_run_in_their_best_order(name: str) -> None:
+    """No worse than any order that is tried, each of them valid and with the same results."""
+    build, size = NETS[name]
+    net = Net(*size)
+    graph = build(net)
+    values = {**net.constants, "x": net.image()}
+    layout = Layout(ARENA, FLASH)
+    tried = list(orders(graph, layout))
+    assert len(tried) > 1 and tried[0] is graph
+    least = []
+    for other in tried:
+        verify(other)
+        assert all(map(torch.equal, run(other, values), run(graph, values)))
+        least.append(Space(other, "rows", Limits(), layout).least_peak(graph_macs(graph)))
+    ctx = Context(layout)
+    StreamRows(input="rows").run(graph, ctx)
+    assert ctx.streamed is not None
+    assert ctx.streamed.certificate.lower_bound_bytes == min(s.peak_bytes for s in least if s)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)

@@ -22,6 +22,7 @@ from mplan.passes.base import Context, Pass, Streamed
 from mplan.passes.inplace import Inplace
 from mplan.passes.live import live_peak
 from mplan.passes.stream.costs import Limits
+from mplan.passes.stream.orders import orders
 from mplan.passes.stream.space import ARRIVALS, Arrival, Built, Space
 
 #: When the pass acts.
@@ -112,17 +113,22 @@ class StreamRows(Pass):
         return None
 
     def _space(self, graph: Graph, arrival: Arrival, ctx: Context) -> Space | None:
-        """The streams of ops for which code is generated; if it is not for all that multiply, those of
-        all ops, or None where streams without code are not wanted."""
+        """The streams of ops for which code is generated, in the order of least bytes; if it is not for
+        all that multiply, those of all ops, or None where streams without code are not wanted."""
         limits = Limits(self.rows, self.pixels, self.strips)
         free = Space(graph, arrival, limits, ctx.layout)
+        if not free.has_streams:
+            return free
         work = [unit.node for unit in free.chain.units if unit.node and unit.macs]
         if all(ctx.emits(op, rule) for n in work for op, rule in zip(n.ops, n.rules, strict=True)):
-            return Space(graph, arrival, limits, ctx.layout, ctx.emits)
-        if self.when != "always":
+            emits = ctx.emits
+        elif self.when == "always":
+            ctx.notes.append("no C is generated for some ops of these streams: a plan only")
+            emits = free.emits
+        else:
             return None
-        ctx.notes.append("no C is generated for some ops of these streams: a plan only")
-        return free
+        spaces = [Space(g, arrival, limits, ctx.layout, emits) for g in orders(graph, ctx.layout)]
+        return min(spaces, key=_least_bytes) if len(spaces) > 1 else spaces[0]
 
     def _arrival(self, ctx: Context) -> Arrival:
         held: Arrival = "whole" if ctx.layout.inputs == ctx.layout.arena else "flash"
@@ -160,6 +166,12 @@ class StreamRows(Pass):
             other = space.against(arrival)
             found = other.least_peak(limit)
             yield arrival, other.build(found).height_bytes if found else None
+
+
+def _least_bytes(space: Space) -> float:
+    """The fewest bytes without recomputation."""
+    found = space.least_peak(space.macs)
+    return found.peak_bytes if found else inf
 
 
 def _refuse(space: Space, budget: int, limit: int) -> NoReturn:

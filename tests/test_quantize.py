@@ -153,3 +153,14 @@ def test_attention_with_a_mask_stays_float() -> None:
     assert result.captured is not None
     kinds = [op.kind for op in result.captured.graph.ops]
     assert kinds.count("mplan.qlinear") == 1 and kinds.count("mplan.quantize") == 1
+
+
+def test_an_image_of_one_channel_is_nhwc_without_a_copy() -> None:
+    """Its bytes are the same in both layouts, so that its rows can arrive one by one."""
+    program = mplan.quantize(nn.Conv2d(1, 4, 3), [torch.randn(1, 1, 9, 7)])
+    captured = capture_for(program, None, None, Options(target="stm32f746", io="int8-nhwc"))
+    (image,) = (i.value for i in captured.graph.inputs if i.role == "input")
+    assert image.type.shape == (1, 9, 7, 1) and image.alias is None
+    assert captured.example_inputs[0].shape == (1, 9, 7, 1)
+    plan = mplan.plan(captured, target="stm32f746", input="rows", io="int8-nhwc")
+    assert plan.planned and image.name not in plan.planned.lowered.buffer_of

@@ -9,6 +9,7 @@ from mplan.capture.captured import Captured
 from mplan.ir.affine import Affine
 from mplan.ir.graph import Graph, Input, Op, Ref, Value
 from mplan.ir.ops import bound_args, lookup
+from mplan.ir.types import TensorType
 
 
 def with_integer_io(captured: Captured) -> Captured:
@@ -65,26 +66,16 @@ def _affines(
 def with_channels_last(captured: Captured) -> Captured:
     """The same network, but the caller passes images NHWC where they are stored so at once.
 
-    An input in NCHW whose only reader is a copy to NHWC gives way to that copy. ``captured`` itself if
-    nothing changes.
+    An input in NCHW gives way to its copy in NHWC if nothing else reads it; with one channel both are
+    the same bytes and the copy is a view. ``captured`` itself if nothing changes.
     """
-    graph, users = captured.graph, captured.graph.users
-    copies: dict[str, tuple[Op, Op]] = {}
-    for item in graph.inputs:
-        chain = [item.value.name]
-        ops: list[Op] = []
-        for kind in ("aten.permute.default", "aten.clone.default"):
-            readers = users.get(chain[-1], [])
-            if len(readers) == 1 and readers[0].kind == kind and chain[-1] not in graph.output_names:
-                ops.append(readers[0])
-                chain.append(readers[0].result.name)
-        if item.role == "input" and len(ops) == 2 and ops[0].arg("dims") == (0, 2, 3, 1):
-            copies[item.value.name] = ops[0], ops[1]
+    graph = captured.graph
+    users = [i for i in graph.inputs if i.role == "input"]
+    copies = {i.value.name: ops for i in users if (ops := _channels_last(graph, i.value.name))}
     if not copies:
         return captured
-    gone = {id(op) for pair in copies.values() for op in pair}
-    users_ = [i for i in graph.inputs if i.role == "input"]
-    examples = zip(users_, captured.example_inputs, strict=True)
+    gone = {id(op) for ops in copies.values() for op in ops}
+    examples = zip(users, captured.example_inputs, strict=True)
     return replace(
         captured,
         graph=replace(
@@ -98,21 +89,39 @@ def with_channels_last(captured: Captured) -> Captured:
     )
 
 
-def _replaced(item: Input, copies: dict[str, tuple[Op, Op]]) -> Input:
-    pair = copies.get(item.value.name)
-    return item if pair is None else replace(item, value=pair[1].result)
+def _channels_last(graph: Graph, name: str) -> tuple[Op, ...]:
+    """The ops that make an image NHWC, if all that reads it does so through them."""
+    type_ = graph.value_table[name].type
+    shape = type_.shape if isinstance(type_, TensorType) else ()
+    if len(shape) != 4:
+        return ()
+    last = (shape[0], shape[2], shape[3], shape[1])
+    view = _only_reader(graph, name, "aten.view.default")
+    if view and shape[1] == 1 and view.arg("size") == last:
+        return (view,)
+    permuted = _only_reader(graph, name, "aten.permute.default")
+    copied = permuted and _only_reader(graph, permuted.result.name, "aten.clone.default")
+    if permuted and copied and permuted.arg("dims") == (0, 2, 3, 1):
+        return permuted, copied
+    return ()
+
+
+def _only_reader(graph: Graph, name: str, kind: str) -> Op | None:
+    """The op that alone reads a value, if it is of ``kind``."""
+    readers = graph.users.get(name, [])
+    alone = len(readers) == 1 and name not in graph.output_names
+    return readers[0] if alone and readers[0].kind == kind else None
+
+
+def _replaced(item: Input, copies: dict[str, tuple[Op, ...]]) -> Input:
+    ops = copies.get(item.value.name)
+    return item if ops is None else replace(item, value=replace(ops[-1].result, alias=None))
 
 
 def _entries(graph: Graph) -> list[tuple[str, Op]]:
     """The inputs that one quantisation alone reads, with it."""
-    users = graph.users
-    found = []
-    for item in graph.inputs:
-        readers = users.get(item.value.name, [])
-        alone = len(readers) == 1 and item.value.name not in graph.output_names
-        if item.role == "input" and alone and readers[0].kind == "mplan.quantize":
-            found.append((item.value.name, readers[0]))
-    return found
+    names = [i.value.name for i in graph.inputs if i.role == "input"]
+    return [(n, op) for n in names if (op := _only_reader(graph, n, "mplan.quantize"))]
 
 
 def _entered(item: Input, entries: dict[str, Op]) -> Input:

@@ -181,7 +181,8 @@ def _refuse(space: Space, budget: int, limit: int) -> NoReturn:
         raise InfeasibleError(
             "MP235",
             f"no streams of graph {name} fit: an op needs more than the rows that its inputs have",
-            help="give the input whole (input=whole) or from flash (input=flash)",
+            help="let the caller pass pixels with all their channels (io=int8-nhwc), or give the "
+            "input whole (input=whole) or from flash (input=flash)",
         )
     within = [f"{budget:,} B"] if budget else []
     within += [f"{limit:,} multiply-accumulates"] if limit < found[-1].macs or not budget else []

@@ -31,8 +31,8 @@ PIPELINES = {
     "cpu": "canonicalize,fuse_attention,inplace,profile_scratch,schedule,allocate",
     "gpu": "canonicalize,fuse_attention,inplace,schedule,allocate",
     "mcu": (
-        "canonicalize,fold_padding,fold_zero_points,bound_sums,fold_batch_norm,fuse_attention,drop_unused,"
-        "stream{when=needed,compare=true},inplace,schedule,allocate"
+        "canonicalize,fold_padding,fold_zero_points,bound_sums,pair_weights,fold_batch_norm,fuse_attention,"
+        "drop_unused,stream{when=needed,compare=true},inplace,schedule,allocate"
     ),
 }
 PRODUCER = f"mplan {__version__}"
@@ -149,6 +149,7 @@ def context_of(target: Target, constants: Mapping[str, Any], options: Options) -
         solver=options.solver,
         constants=constants,
         emits=emitted,
+        pairs=target.isa.dsp and not target.isa.mve,
     )
 
 

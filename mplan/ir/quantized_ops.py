@@ -13,6 +13,9 @@ shifted left where the shift is positive, reaches 2**30 in absolute value. Its b
 then given, one per output channel, shifts are at least -30, no weight is -128 and the input's zero
 point is 0. It is ``below_half``, too, if all its shifts are negative.
 
+The weights of a depthwise convolution with as many outputs as channels, a multiple of 4, may lie in the
+``weight_order`` "pairs" (see ``paired`` in ``quantized_reference``) rather than "plain".
+
 Views, concatenation and constant padding need no quantised op: they stay ATen's. Layer by layer, the
 arithmetic is TFLite's (Jacob et al. 2018): ``double`` rounding everywhere but in linear layers, which
 say which of both they use.
@@ -33,6 +36,8 @@ from mplan.ir.graph import Op, Ref
 from mplan.ir.ops import BoundArg, OpDef, Param
 from mplan.ir.types import DType, TensorType, Type
 
+#: Orders of a depthwise convolution's weights.
+WEIGHT_ORDERS = ("plain", "pairs")
 #: The sum of as many exponentials need not fit the 12 integer bits that it has.
 SOFTMAX_LIMIT = 1 << 12
 
@@ -110,6 +115,9 @@ def _infer_depthwise(args: _Args) -> tuple[Type | None, ...]:
     one, kernel_h, kernel_w, out = _image(args, "weight")
     fits = one == 1 and channels > 0 and out % channels == 0
     _require(fits, f"weights [{one}, …, {out}] do not fit {channels} channels")
+    order = args.get("weight_order", WEIGHT_ORDERS[0])
+    known = order == WEIGHT_ORDERS[0] or (order in WEIGHT_ORDERS and out == channels and out % 4 == 0)
+    _require(known, f"weights of {out} outputs of {channels} channels cannot be in the order {order!r}")
     _channel_factors(args, out)
     window = (kernel_h, kernel_w), args["stride"], args["padding"], args["dilation"]
     return _int8(n, *_spatial((height, width), *window), out)
@@ -238,6 +246,8 @@ _BOUNDED = tuple(
     Param(name, "bool", required=False, default=False) for name in ("bounded", "below_half")
 )
 
+_ORDER = Param("weight_order", "str", required=False, default=WEIGHT_ORDERS[0])
+
 
 def _params(text: str, *rest: Param) -> tuple[Param, ...]:
     """``input:t stride:i[]`` as parameters; an optional tensor may be left out."""
@@ -301,7 +311,7 @@ ROWS: dict[str, OpDef] = {
     row.kind: row
     for row in (
         _row("qconv2d", _CONV, _infer_conv, _conv_macs),
-        _row("qdepthwise_conv2d", _CONV, _infer_depthwise, _depthwise_macs),
+        _row("qdepthwise_conv2d", (*_CONV, _ORDER), _infer_depthwise, _depthwise_macs),
         _row("qlinear", _LINEAR, _infer_linear, _last_macs),
         _row("qmatmul", _PRODUCT, _infer_matmul, _last_macs),
         _row("qadd", _SUM, _infer_binary, pointwise=True),

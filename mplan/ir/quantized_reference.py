@@ -78,11 +78,13 @@ def qdepthwise_conv2d(
     padding_value: int | None = None,
     bounded: bool = False,
     below_half: bool = False,
+    weight_order: str = "plain",
 ) -> Tensor:
     """A convolution of each channel by itself; a channel may yield several."""
     import torch
 
     x = padded(input, padding, input_zero_point, padding_value)
+    weight = unpaired(weight) if weight_order == "pairs" else weight
     w = weight.to(torch.int32)
     times = weight.shape[3] // x.shape[3]
     if times > 1:
@@ -90,6 +92,30 @@ def qdepthwise_conv2d(
     sums = _total(tap * w[0, row, column] for row, column, tap in taps(x, weight, stride, dilation))
     clamp = clamp_min, clamp_max
     return requantized(sums, bias, multiplier, shift, output_zero_point, clamp, bounded=bounded)
+
+
+def paired(weight: Tensor) -> Tensor:
+    """Depthwise weights by fours of channels, and there by pairs of taps; the shape stays.
+
+    Four channels of taps t and u lie as t0 t1 u0 u1 t2 t3 u2 u3; an odd last tap comes last.
+    """
+    import torch
+
+    taps, blocks = weight.shape[1] * weight.shape[2], weight.shape[3] // 4
+    whole = weight.reshape(taps, blocks, 4).transpose(0, 1)
+    even = whole[:, : taps // 2 * 2].reshape(blocks, taps // 2, 2, 2, 2)
+    parts = even.transpose(2, 3).reshape(blocks, -1), whole[:, taps // 2 * 2 :].reshape(blocks, -1)
+    return torch.cat(parts, 1).reshape(weight.shape)
+
+
+def unpaired(weight: Tensor) -> Tensor:
+    """The weights that ``paired`` has reordered."""
+    import torch
+
+    places = torch.arange(weight.numel()).reshape(weight.shape)
+    plain = torch.empty_like(weight).reshape(-1)
+    plain[paired(places).reshape(-1)] = weight.reshape(-1)
+    return plain.reshape(weight.shape)
 
 
 def _total(terms: Iterator[Tensor]) -> Tensor:

@@ -46,7 +46,8 @@ class Context:
     constants replace the mapping. ``lowered`` and ``plan`` are set by the planning passes.
     ``schedule`` leaves the captured graph with its certificate, the certificate for the new order,
     the captured order's peak, and the seconds it took; ``stream`` what it made. ``emits`` says of an op
-    and its rule of geometry whether code is generated for it inside of a stream.
+    and its rule of geometry whether code is generated for it inside of a stream. ``pairs`` says that
+    the target multiplies pairs of 16-bit numbers and has no vectors.
     """
 
     layout: Layout
@@ -54,6 +55,7 @@ class Context:
     seed: int = 0
     solver: str = "auto"
     constants: Mapping[str, Any] = field(default_factory=dict)
+    pairs: bool = False
     lowered: Lowered | None = None
     plan: Plan | None = None
     baseline_peak_bytes: int | None = None

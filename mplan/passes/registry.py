@@ -21,6 +21,7 @@ PASSES = {
     "fold_padding": "mplan.passes.fold_padding:FoldPadding",
     "fold_zero_points": "mplan.passes.fold_zero_points:FoldZeroPoints",
     "bound_sums": "mplan.passes.bound_sums:BoundSums",
+    "pair_weights": "mplan.passes.pair_weights:PairWeights",
     "fold_batch_norm": "mplan.passes.fold_batch_norm:FoldBatchNorm",
     "drop_unused": "mplan.passes.drop_unused:DropUnused",
     "fuse_attention": "mplan.passes.fuse_attention:FuseAttention",

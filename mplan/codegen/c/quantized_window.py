@@ -80,10 +80,13 @@ class _Form:
 
 
 def _depthwise(site: Site, taps: int) -> _Form:
-    products = function(f"taps_4_{taps}", "taps_4", (instructions(),), taps=taps)
+    paired = site.arg("weight_order") == "pairs"
     even = bool(site.arg("bounded")) and site.result.shape[3] % _LANES == 0
-    name = f"qdepthwise_conv2d_{taps}{'_even' if even else ''}"
-    return _Form(name, "qdepthwise_conv2d", {"taps": taps, "even": even}, products, (_taps(),))
+    template = "taps_4_pairs" if paired else "taps_4"
+    products = function(f"{template}_{taps}", template, (instructions(),), taps=taps)
+    name = f"qdepthwise_conv2d_{taps}{'_pairs' if paired else '_even' if even else ''}"
+    options = {"taps": taps, "even": even, "paired": paired}
+    return _Form(name, "qdepthwise_conv2d", options, products, (_taps(),))
 
 
 def _deep(site: Site, shape: tuple[int, ...]) -> _Form:
@@ -119,7 +122,7 @@ def _blocked(site: Site, form: _Form) -> Function:
     biases = function("biases_4" if given else "biases_4_if_any", "biases_4", (_conv_t(),), given=given)
     needs = (*form.needs, biases, sums, finish)
     options = {**form.options, "lanes": range(_LANES), "centered": centered, "wide": ""}
-    if given and site.op.kind == "mplan.qdepthwise_conv2d":
+    if given and site.op.kind == "mplan.qdepthwise_conv2d" and not form.options["paired"]:
         taps, full, scaled = form.options["taps"], "_full" in ending, scaled_4(site)
         view = {"taps": taps, "full": full, "scaled": scaled.name}
         wide = function(f"channels_16_{taps}{ending}", "channels_16", (_conv_t(), scaled), **view)

@@ -57,12 +57,12 @@ class StreamRows(Pass):
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph of streams; ``graph`` itself if there is none to make. InfeasibleError MP235."""
         started = time.monotonic()
+        if self.when == "needed" and (not _fixed(graph) or self._fits(graph, ctx)):
+            return graph
         space = self.space(graph, ctx)
         if space is None:
             return graph
         layered = live_bytes(Inplace().run(graph, ctx), ctx)
-        if not self._wanted(layered, ctx):
-            return graph
         built, limit = self._best(space, ctx)
         ctx.layout = space.layout
         live = live_bytes(built.graph, ctx)
@@ -100,10 +100,10 @@ class StreamRows(Pass):
             raise UserError("MP421", f"stream: {given} is not known", help=known)
         arrival = self._arrival(ctx)
         found = None
-        if graph.symbols or any(op.loop for op in graph.ops):
-            ctx.notes.append("not streamed: sizes are known only at run time, or there are loops")
-        else:
+        if _fixed(graph):
             found = self._space(graph, arrival, ctx)
+        else:
+            ctx.notes.append("not streamed: sizes are known only at run time, or there are loops")
         if found is not None and found.has_streams:
             return found
         if arrival == "rows":
@@ -119,10 +119,12 @@ class StreamRows(Pass):
         free = Space(graph, arrival, limits, ctx.layout)
         if not free.has_streams:
             return free
+        asked = self.when == "always"
         work = [unit.node for unit in free.chain.units if unit.node and unit.macs]
-        if all(ctx.emits(op, rule) for n in work for op, rule in zip(n.ops, n.rules, strict=True)):
+        known = all(ctx.emits(op, rule) for n in work for op, rule in zip(n.ops, n.rules, strict=True))
+        if known and (work or asked):
             emits = ctx.emits
-        elif self.when == "always":
+        elif asked:
             ctx.notes.append("no C is generated for some ops of these streams: a plan only")
             emits = free.emits
         else:
@@ -139,8 +141,9 @@ class StreamRows(Pass):
         fits = ctx.layout.arena.capacity_bytes if self.when == "needed" else 0
         return min((n for n in (self.budget, fits) if n), default=0)
 
-    def _wanted(self, layered: int, ctx: Context) -> bool:
-        return self.when != "needed" or layered > (self._budget(ctx) or inf)
+    def _fits(self, graph: Graph, ctx: Context) -> bool:
+        """Whether the budget holds the graph as it is."""
+        return live_bytes(Inplace().run(graph, ctx), ctx) <= (self._budget(ctx) or inf)
 
     def _best(self, space: Space, ctx: Context) -> tuple[Built, int]:
         """The graph to run, and the multiply-accumulates within which none has fewer bytes."""
@@ -166,6 +169,11 @@ class StreamRows(Pass):
             other = space.against(arrival)
             found = other.least_peak(limit)
             yield arrival, other.build(found).height_bytes if found else None
+
+
+def _fixed(graph: Graph) -> bool:
+    """Whether all sizes are known and no op is a loop yet."""
+    return not graph.symbols and not any(op.loop for op in graph.ops)
 
 
 def _least_bytes(space: Space) -> float:

@@ -31,8 +31,9 @@ PIPELINES = {
     "cpu": "canonicalize,fuse_attention,inplace,profile_scratch,schedule,allocate",
     "gpu": "canonicalize,fuse_attention,inplace,schedule,allocate",
     "mcu": (
-        "canonicalize,fold_padding,fold_zero_points,bound_sums,pair_weights,fold_batch_norm,fuse_attention,"
-        "drop_unused,stream{when=needed,compare=true},inplace,schedule,allocate"
+        "canonicalize,lower_quantized,fold_padding,fold_zero_points,bound_sums,pair_weights,"
+        "fold_batch_norm,fuse_attention,drop_unused,stream{when=needed,compare=true},inplace,schedule,"
+        "allocate"
     ),
 }
 PRODUCER = f"mplan {__version__}"

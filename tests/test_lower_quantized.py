@@ -157,8 +157,12 @@ def test_other_widths_are_refused_with_their_places() -> None:
 
 def test_calibration_needs_data() -> None:
     with pytest.raises(UserError) as caught:
-        mplan.quantize(nn.ReLU(), [])
+        mplan.quantize(nn.ReLU().eval(), [])
     assert caught.value.code == "MP315"
+    with pytest.raises(UserError, match="training mode"):
+        mplan.quantize(nn.ReLU(), torch.ones(2, 3))
+    lone = mplan.quantize(nn.ReLU().eval(), torch.ones(2, 3))
+    assert lone.module()(torch.ones(2, 3)).shape == (2, 3)
 
 
 FLOATS: dict[str, Any] = {

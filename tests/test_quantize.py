@@ -70,7 +70,7 @@ def test_calibration_data_come_from_the_best_place(
 
 
 def test_plans_on_other_targets_simulate() -> None:
-    program = mplan.quantize(nn.Linear(8, 4), [torch.randn(16, 8)], (torch.zeros(1, 8),))
+    program = mplan.quantize(nn.Linear(8, 4).eval(), [torch.randn(16, 8)], (torch.zeros(1, 8),))
     kinds = {op.kind for op in capture_for(program, None, None, Options()).graph.ops}
     assert "quantized_decomposed.quantize_per_tensor.default" in kinds
     assert mplan.plan(program, target="cpu").file.plan.status == "optimal"
@@ -79,7 +79,7 @@ def test_plans_on_other_targets_simulate() -> None:
 def test_what_a_network_is_given() -> None:
     torch.manual_seed(0)
     images = torch.randn(8, 3, 6, 6)
-    program = mplan.quantize(nn.Conv2d(3, 4, 3), [images], (images[:1],))
+    program = mplan.quantize(nn.Conv2d(3, 4, 3).eval(), [images], (images[:1],))
     doors = {"float": ("f32", (1, 3, 6, 6)), "int8": ("i8", (1, 3, 6, 6))}
     doors["int8-nhwc"] = ("i8", (1, 6, 6, 3))
     for io, (dtype, shape) in doors.items():
@@ -96,7 +96,7 @@ def test_what_a_network_is_given() -> None:
 def test_images_that_others_read_keep_their_layout() -> None:
     function = Calls(lambda f, x: (f(x), torch.flatten(x, 1)), nn.Conv2d(3, 4, 3))
     image = torch.randn(1, 3, 6, 6)
-    program = mplan.quantize(function, [image])
+    program = mplan.quantize(function.eval(), [image])
     captured = capture_for(program, None, None, Options(target="stm32f746", io="int8-nhwc"))
     (entry,) = (i.value.type for i in captured.graph.inputs if i.role == "input")
     assert entry.shape == (1, 3, 6, 6)  # type: ignore[union-attr]
@@ -130,7 +130,7 @@ def test_arrays_belong_to_arguments(tmp_path: Path) -> None:
 
 def test_a_batch_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="does not fit"):
-        mplan.quantize(nn.Linear(8, 4), [torch.randn(4, 8), torch.randn(4, 7)])
+        mplan.quantize(nn.Linear(8, 4).eval(), [torch.randn(4, 8), torch.randn(4, 7)])
 
 
 def test_what_is_captured_already_cannot_be_quantised() -> None:
@@ -147,7 +147,7 @@ def test_attention_with_a_mask_stays_float() -> None:
         return f(y)  # type: ignore[no-any-return]
 
     rows = torch.randn(1, 2, 6, 8)
-    program = mplan.quantize(Calls(masked, nn.Linear(8, 4)), [rows])
+    program = mplan.quantize(Calls(masked, nn.Linear(8, 4)).eval(), [rows])
     result = mplan.plan(program, target="stm32f746")
     assert any("softmax" in note for note in result.report.warnings)
     assert result.captured is not None

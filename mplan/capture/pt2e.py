@@ -34,55 +34,61 @@ def quantize(
 ) -> ExportedProgram:
     """``model`` with its weights in int8 and quantize and dequantize ops around its float ops.
 
-    ``calibration_batches`` are inputs as the model gets them (a tensor, a tuple of arguments, or a dict
-    of keyword arguments); the ranges of all activations are those that occur for them. ``args`` and
-    ``kwargs`` are the example inputs that fix the sizes of the result, by default the first batch;
-    larger batches are cut along their first dimension. The result runs in PyTorch, is saved by
-    ``torch.export.save``, and computes in integers when it is planned for a microcontroller.
+    ``calibration_batches`` are inputs as the model gets them (a tensor, a tuple of arguments, or a
+    dict of keyword arguments), a lone tensor is one batch; the ranges of all activations are those that
+    occur for them. ``args`` and ``kwargs`` are the example inputs that fix the sizes of the result, by
+    default the first batch; larger batches are cut along their first dimension. The result runs in
+    PyTorch, is saved by ``torch.export.save``, and computes in integers when it is planned for a
+    microcontroller.
 
-    UserError MP315 if there is no batch or one does not fit the model; errors of ``capture``.
+    UserError MP315 if there is no batch, one does not fit the model, or the model is in training mode;
+    errors of ``capture``.
     """
     import torch
 
-    batches = iter(calibration_batches)
+    if getattr(model, "training", False):
+        raise UserError("MP315", "the model is in training mode", help="call model.eval() first")
+    lone = isinstance(calibration_batches, torch.Tensor)
+    batches = iter((calibration_batches,) if lone else calibration_batches)
     first = next(batches, None)
     if first is None:
         raise UserError("MP315", "there are no calibration batches", help="pass at least one")
     if args is None and not kwargs:
         args, kwargs = as_call(first)
     example = tuple(args or ()), dict(kwargs or {})
-    with torch.no_grad(), _quiet():
-        module = _decomposed(model, *example).module(check_guards=False)
-        return _quantized(module, slices(chain((first,), batches), example), example)
+    with torch.no_grad():
+        program = (
+            model
+            if isinstance(model, torch.export.ExportedProgram)
+            else export(model, *example, dynamic_shapes=None)
+        )
+        return _quantized(program, slices(chain((first,), batches), example), example)
 
 
-def _quantized(module: Any, batches: Iterable[Call], example: Call) -> ExportedProgram:
+def _quantized(program: ExportedProgram, batches: Iterable[Call], example: Call) -> ExportedProgram:
     import torch
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    from mplan.capture.quantizer import Int8Quantizer
+    with _quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    observed = prepare_pt2e(module, Int8Quantizer())
+        from mplan.capture.quantizer import Int8Quantizer
+
+        module = _decomposed(program).module(check_guards=False)
+        observed = prepare_pt2e(module, Int8Quantizer())
     for args, kwargs in batches:
         try:
             observed(*args, **kwargs)
         except Exception as e:
             message = f"a calibration batch does not fit: {type(e).__name__}: {first_line(e)}"
             raise UserError("MP315", message) from e
-    converted = convert_pt2e(observed)
-    with whole_stacks():
-        return torch.export.export(converted, *example)
+    with _quiet(), whole_stacks():
+        return torch.export.export(convert_pt2e(observed), *example)
 
 
-def _decomposed(
-    model: Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> ExportedProgram:
-    """The exported model in functional ops; composite ones that the quantizer knows stay whole."""
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    """The program in functional ops; composite ones that the quantizer knows stay whole."""
     import torch
 
-    program = (
-        model if isinstance(model, torch.export.ExportedProgram) else export(model, args, kwargs, None)
-    )
     table = {
         op: function
         for op, function in composite_table(bool(program.range_constraints)).items()

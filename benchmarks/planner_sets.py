@@ -153,11 +153,21 @@ def nas() -> Iterator[Item]:
 
 
 def layers() -> Iterator[Item]:
-    """The training step of a GPT with few layers and with many."""
+    """Training steps of a GPT with few layers and with many: from a definition, and from PyTorch."""
     from planner_generated import gpt_training
 
     for count in (8, 96):
         yield f"gpt_{count}L", partial(gpt_training, count)
+        yield f"gpt2_{count}L", partial(_gpt2, count)
+
+
+def _gpt2(count: int) -> Problem:
+    """The DAG of GPT-2 with 96 layers, all but ``count`` of them left out."""
+    from mplan.passes.repeats.fold import fold
+
+    whole = read(DATA / "graphs" / "train_gpt2_96L.json.gz")
+    folded = fold(whole, "arena", count) if count < 96 else None
+    return folded.problem if folded else whole
 
 
 def packings() -> Iterator[Item]:

@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.problems import is_valid, live_bytes
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 from planner_generated import gpt_training
+from planner_sets import DATA, read
 
 LAYERS = (8, 9, 24, 96)
 
@@ -138,6 +140,40 @@ def test_stacks_and_single_addresses_do_not_depend_on_the_number_of_layers(make)
         saved = {kind: rows[kind][0] - rows["up"][0] for kind in ("norm", "up", "act") if kind in rows}
         plans.append((pitches, saved, rows if make is inference else {}))
     assert plans[0] == plans[1]
+
+
+def test_more_layers_move_layers_as_a_whole() -> None:
+    """A training step of GPT-2 with 8 and 96 layers: stacks have the same pitches, and all that has one
+    address for all layers rises by one distance, to above the higher stacks."""
+    whole = read(DATA / "graphs" / "train_gpt2_96L.json.gz")
+    few, many = (_parts(problem) for problem in (fold(whole, "arena", 8).problem, whole))
+    pitches = {key: part[1] - part[0] for key, part in few.items()}
+    assert {key: part[1] - part[0] for key, part in many.items()} == pitches
+    moved = {many[key][0] - few[key][0] for key, pitch in pitches.items() if not pitch}
+    assert len(moved) == 1 and sum(pitch > 0 for pitch in pitches.values()) == 30
+    for parts in (few, many):
+        assert all(b - a == pitches[key] for key, part in parts.items() for a, b in pairwise(part))
+
+
+def _parts(problem: Problem) -> dict[tuple[int, int, int], list[int]]:
+    """The addresses, layer by layer, of the buffers of each run, place and slot."""
+    at = {p.buffer: p.offset for p in solve(problem, limit_s=30).placements}
+    folded = fold(problem, "arena")
+    parts: dict[tuple[int, int, int], dict[int, int]] = {}
+    for b in range(len(problem.buffers)):
+        for i, run in enumerate(folded.runs):
+            turn, place = divmod(int(folded.home[b]) - run.start, run.period)
+            if 0 <= turn < run.layers:
+                part = parts.setdefault((i, place, int(folded.slot[b])), {})
+                part[run.layer(turn)] = at[b]
+    return {key: [part[layer] for layer in sorted(part)] for key, part in parts.items()}
+
+
+def test_the_search_is_the_same_for_any_number_of_layers() -> None:
+    few, many = (fold(gpt_training(layers), "arena") for layers in (8, 96))
+    assert few is not None and many is not None
+    assert len(few.lineup) == len(many.lineup)
+    assert len(few.loaded.buffers) == len(many.loaded.buffers)
 
 
 def test_runs_are_found_with_their_layers() -> None:

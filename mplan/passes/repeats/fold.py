@@ -44,15 +44,15 @@ class Fold:
     layer that of its home. Buffers that take the same part in different layers have the same ``key``.
     """
 
-    def __init__(self, problem: Problem, runs: Sequence[Run]) -> None:
+    def __init__(self, problem: Problem, runs: Sequence[Run], kept: int = KEPT) -> None:
         import numpy as np
 
         self.full = problem
         self.runs = tuple(runs)
         low = max(min(r.layer(0), r.layer(r.layers - 1)) for r in runs)
         high = min(max(r.layer(0), r.layer(r.layers - 1)) for r in runs)
-        self.first = low + KEPT // 2
-        self.count = (high - low + 1 - KEPT) // 2 * 2
+        self.first = low + kept // 2
+        self.count = (high - low + 1 - kept) // 2 * 2
         table = problem.table
         self.layer = np.full(table.steps, _OUTSIDE)
         self.stride = np.zeros(table.steps, np.int64)
@@ -242,16 +242,16 @@ class Fold:
             yield np.array([steps[p] for p in group], np.int64)
 
 
-def fold(problem: Problem, region: str) -> Fold | None:
-    """``problem`` folded; None if it has no layers worth folding, or wishes for addresses in ``region``
-    that layers cannot share."""
+def fold(problem: Problem, region: str, kept: int = KEPT) -> Fold | None:
+    """``problem`` folded to ``kept`` layers, or one more; None if it has no layers worth folding, or
+    wishes for addresses in ``region`` that layers cannot share."""
     mine = (b for b in problem.buffers if b.regions[0] == region)
     if problem.adjacent or any(b.offset is not None or b.gaps for b in mine):
         return None
     runs = find_runs(problem.table, [s.kind for s in problem.steps])
     if not runs:
         return None
-    folded = Fold(problem, runs)
+    folded = Fold(problem, runs, kept)
     return folded if folded.count > 0 else None
 
 

@@ -8,7 +8,7 @@ from mplan.codegen.c.table import Site, kernel
 from mplan.codegen.c.tensors import Code, Tensor, each
 
 #: Steps and sizes of an ``image_t`` are 16 bits wide.
-_LARGEST = 2**15 - 1
+LARGEST = 2**15 - 1
 
 
 @kernel("mplan.qconv2d", "mplan.qdepthwise_conv2d", "mplan.qmax_pool2d", "mplan.qavg_pool2d")
@@ -17,19 +17,19 @@ def whole(site: Site) -> Code:
     x, y = site.tensor("input"), site.result
     for tensor in (x, y):
         site.require(tensor.is_contiguous, "of a strided tensor")
-        site.require(max(tensor.shape[1:3]) <= _LARGEST, f"with images wider than {_LARGEST:,} pixels")
+        site.require(max(tensor.shape[1:3]) <= LARGEST, f"with images wider than {LARGEST:,} pixels")
 
     def body(target: Tensor, image: Tensor) -> Code:
         height, width, _ = target.shape
         line = target.select(0, "row").pointer
         code = ROWS[site.op.kind](Row(site, {"input": "&image"}, line, "row", "0", str(width)))
         loop = code.block(f"for (int32_t row = 0; row < {height}; ++row)")
-        return (_image(image) + loop).block()
+        return (image_of(image) + loop).block()
 
     return each([y, x], 3, body)
 
 
-def _image(x: Tensor) -> Code:
+def image_of(x: Tensor) -> Code:
     """``image``, which says where the pixels of a dense image lie."""
     height, width, _ = x.shape
     fields: dict[str, int | str] = {

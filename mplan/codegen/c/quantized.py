@@ -5,21 +5,24 @@ All layers of a kind share one function, whose sizes and integers come in a cons
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
-from mplan.codegen.c.quantized_window import high_mul_small, rescale, result_range, store
+from mplan.codegen.c.images import LARGEST, image_of
+from mplan.codegen.c.quantized_window import dense, high_mul_small, rescale, result_range, store
 from mplan.codegen.c.render import function
+from mplan.codegen.c.rows import Row
 from mplan.codegen.c.structs import invoke_with
 from mplan.codegen.c.table import Site, kernel
 from mplan.codegen.c.tensors import Code, Function, Tensor, each, invoke, rows
 from mplan.codegen.c.text import literal
 from mplan.ir import fixed_point
 from mplan.ir.quantized_reference import nearest_indices
-from mplan.ir.types import DType
+from mplan.ir.types import DType, contiguous_strides
 
 
-def _window_t() -> Function:
-    return function("q8_window_t")
+def _sizes_t() -> Function:
+    return function("q8_sizes_t")
 
 
 def _pointwise_t() -> Function:
@@ -36,29 +39,18 @@ def _sizes(x: Tensor, y: Tensor) -> dict[str, int]:
     return dict(zip(names, (*x.shape[1:], *y.shape[1:]), strict=True))
 
 
-def _output(site: Site) -> dict[str, int]:
-    """Zero points, the range before the output's is added, and how factors are spread."""
-    factors = site.tensor("multiplier").numel
-    return {
-        "factor_step": int(factors > 1),
-        "x_zero": site.integer("input_zero_point"),
-        **result_range(site, site.integer("output_zero_point")),
-    }
-
-
 @kernel("mplan.qlinear")
 def linear(site: Site) -> Code:
-    """A fully connected layer over rows."""
-    x, w, y = site.tensor("input"), site.tensor("weight"), site.result
-    constants = [site.maybe(name) for name in ("bias", "multiplier", "shift")]
-    _require_dense(site, x, y, w)
-    once = site.arg("rounding") == "single"
-    scale = function("rescale_once") if once else rescale()
-    name = "qlinear_once" if once else "qlinear"
-    made = function(name, "qlinear", (_window_t(), scale, store()), rescale=scale.name)
-    rows_, depth = x.numel // x.shape[-1], x.shape[-1]
-    fields = {"in_h": rows_, "out_c": w.shape[0], "depth": depth, **_output(site)}
-    return invoke_with(made, _window_t(), fields, x, w, *constants, y)
+    """A fully connected layer: its rows are the pixels of an image one row high."""
+    x, y = site.tensor("input"), site.result
+    _require_dense(site, x, y)
+    depth = x.shape[-1]
+    count = x.numel // depth
+    site.require(count <= LARGEST, f"with more than {LARGEST:,} rows")
+    sizes = (1, count, depth)
+    image = replace(x, shape=sizes, strides=contiguous_strides(sizes))
+    made = dense(Row(site, {"input": "&image"}, y.pointer, "0", "0", str(count)))
+    return (image_of(image) + made).block()
 
 
 @kernel("mplan.qmatmul")
@@ -243,10 +235,10 @@ def resize(site: Site) -> Code:
     for name, d in (("from_rows", 1), ("from_columns", 2)):
         picked = ", ".join(map(str, nearest_indices(x.shape[d], y.shape[d], *mode)))
         lines.append(f"static const int16_t {name}[{y.shape[d]}] = {{{picked}}};")
-    made = function("resize_nearest2d", needs=(_window_t(),))
+    made = function("resize_nearest2d", needs=(_sizes_t(),))
 
     def body(target: Tensor, image: Tensor) -> Code:
         indices = ("from_rows", "from_columns")
-        return invoke_with(made, _window_t(), _sizes(x, y), image, *indices, target)
+        return invoke_with(made, _sizes_t(), _sizes(x, y), image, *indices, target)
 
     return (Code(tuple(lines)) + each([y, x], 3, body)).block()

@@ -36,12 +36,8 @@ def store() -> Function:
 def convolution(row: Row) -> Code:
     """Pixels of a row of a convolution."""
     site = row.site
-    x, w, y = site.tensor("input"), site.tensor("weight"), site.result
-    site.require(w.is_contiguous, "with strided weights")
+    w, channels = site.tensor("weight"), site.tensor("input").shape[3]
     depthwise = site.op.kind == "mplan.qdepthwise_conv2d"
-    channels, out_channels = x.shape[3], y.shape[3]
-    depth = 1 if depthwise else w.shape[3]
-    share = out_channels * depth // channels
     stride, padding, dilation = (site.integers(n) for n in ("stride", "padding", "dilation"))
     zero = site.integer("input_zero_point")
     value = site.optional_number("padding_value")
@@ -50,18 +46,41 @@ def convolution(row: Row) -> Code:
     fields = {
         **_window(w.shape[1:3], stride, padding, dilation),
         "outside": outside[0].name if outside else 0,
+    }
+    depth = 1 if depthwise else w.shape[3]
+    taps = w.shape[1] * w.shape[2]
+    form = _depthwise(site, taps) if depthwise else _deep(site, taps, depth, any(padding))
+    return Code((), outside) + _layer(row, form, depth, fields)
+
+
+def dense(row: Row) -> Code:
+    """Pixels of a row, each of which a fully connected layer makes of the same pixel of the input."""
+    depth = row.site.tensor("weight").shape[1]
+    return _layer(
+        row, _deep(row.site, 1, depth, False), depth, _window((1, 1), (1, 1), (0,) * 4, (1, 1))
+    )
+
+
+def _layer(row: Row, form: _Form, depth: int, fields: dict[str, int | str]) -> Code:
+    """A layer whose outputs sum over ``depth`` channels each."""
+    site = row.site
+    w, channels = site.tensor("weight"), site.tensor("input").shape[-1]
+    site.require(w.is_contiguous, "with strided weights")
+    out_channels = site.result.shape[-1]
+    share = out_channels * depth // channels
+    given = {
+        **fields,
         "weight": argument(w),
         **_factors(site),
         "out_c": out_channels,
         "depth": depth,
         "share": share,
-        "x_zero": zero,
+        "x_zero": site.integer("input_zero_point"),
         **result_range(site, site.integer("output_zero_point")),
     }
-    form = _depthwise(site, w.shape[1] * w.shape[2]) if depthwise else _deep(site, w.shape)
+    depthwise = form.template == "qdepthwise_conv2d"
     blocked = share == 1 and out_channels >= _LANES if depthwise else share >= _LANES
-    made = _blocked(site, form) if blocked else _single(site, form)
-    return Code((), outside) + _invoke(row, made, fields)
+    return _invoke(row, _blocked(site, form) if blocked else _single(site, form), given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +108,14 @@ def _depthwise(site: Site, taps: int) -> _Form:
     return _Form(name, "qdepthwise_conv2d", options, products, (_taps(),))
 
 
-def _deep(site: Site, shape: tuple[int, ...]) -> _Form:
+def _deep(site: Site, taps: int, depth: int, padded: bool) -> _Form:
     """Pixels inside the image need no taps; windows over few channels are gathered into one run."""
-    _, kernel_h, kernel_w, depth = shape
-    taps, out_channels = kernel_h * kernel_w, shape[0]
-    direct = taps == 1 and not any(site.integers("padding"))
-    whole = site.tensor("input").shape[3] == depth
+    direct = taps == 1 and not padded
+    whole = site.tensor("input").shape[-1] == depth
     gathered = taps * depth if taps > 1 and whole and taps * depth <= _GATHERED else 0
     run = gathered or depth
-    even = bool(site.arg("bounded")) and whole and run % 8 == 0 and out_channels % _LANES == 0
+    even = bool(site.arg("bounded")) and whole and run % 8 == 0
+    even = even and site.result.shape[-1] % _LANES == 0
     options = {"taps": taps, "direct": direct, "gathered": gathered, "even": even}
     name = "qpointwise" if direct else f"qconv2d_{taps}_{gathered}" if gathered else f"qconv2d_{taps}"
     name = f"{name}_even" if even else name
@@ -106,9 +124,10 @@ def _deep(site: Site, shape: tuple[int, ...]) -> _Form:
 
 def _single(site: Site, form: _Form) -> Function:
     """The kernel that computes one channel at a time."""
-    needs = (_conv_t(), *form.needs, rescale(), store())
-    options = {**form.options, "lanes": range(1), "wide": ""}
-    return function(f"{form.name}_1", form.template, needs, **options)
+    scale = _scale(site)
+    needs = (_conv_t(), *form.needs, scale, store())
+    options = {**form.options, "lanes": range(1), "wide": "", "rescale": scale.name}
+    return function(f"{form.name}_1{_ending(site)}", form.template, needs, **options)
 
 
 def _blocked(site: Site, form: _Form) -> Function:
@@ -117,7 +136,7 @@ def _blocked(site: Site, form: _Form) -> Function:
     sums = function("products_4_centered") if centered else form.products
     finish = results(site)
     ending = finish.name.removeprefix("results_4")
-    name = f"{form.name}_centered" if centered else f"{form.name}{ending}"
+    name = f"{form.name}{'_centered' if centered else ''}{ending}"
     given = bool(site.arg("bounded"))
     biases = function("biases_4" if given else "biases_4_if_any", "biases_4", (_conv_t(),), given=given)
     needs = (*form.needs, biases, sums, finish)
@@ -145,13 +164,24 @@ def products(even: bool = False) -> Function:
 def results(site: Site) -> Function:
     """The C function that makes results of four sums: for bounded layers one of two fast ones."""
     if not site.arg("bounded"):
-        return function("results_4", needs=(_conv_t(), rescale(), store()))
+        scale = _scale(site)
+        plain = (_conv_t(), scale, store())
+        return function(f"results_4{_ending(site)}", "results_4", plain, rescale=scale.name)
     full = (site.integer("clamp_min"), site.integer("clamp_max")) == (-128, 127)
     mixed, scaled = not site.arg("below_half"), scaled_4(site)
     needs = (_conv_t(), high_mul_small(), store(), scaled)
     name = f"results_4_{'full' if full else 'clamped'}{'_mixed' if mixed else ''}"
     view = {"full": full, "mixed": mixed, "scaled": scaled.name}
     return function(name, "results_4_bounded", needs, **view)
+
+
+def _ending(site: Site) -> str:
+    return "_once" if site.arg("rounding") == "single" else ""
+
+
+def _scale(site: Site) -> Function:
+    """The C function that multiplies a sum by a factor in the layer's rounding."""
+    return function("rescale_once") if site.arg("rounding") == "single" else rescale()
 
 
 def scaled_4(site: Site) -> Function:

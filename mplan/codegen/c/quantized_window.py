@@ -77,6 +77,7 @@ def _layer(row: Row, form: _Form, depth: int, fields: dict[str, int | str]) -> C
         "share": share,
         "x_zero": site.integer("input_zero_point"),
         **result_range(site, site.integer("output_zero_point")),
+        "rounding": 1 + (2 * site.integer("output_zero_point") if _is_full(site) else 0),
     }
     depthwise = form.template == "qdepthwise_conv2d"
     blocked = share == 1 and out_channels >= _LANES if depthwise else share >= _LANES
@@ -167,12 +168,17 @@ def results(site: Site) -> Function:
         scale = _scale(site)
         plain = (_conv_t(), scale, store())
         return function(f"results_4{_ending(site)}", "results_4", plain, rescale=scale.name)
-    full = (site.integer("clamp_min"), site.integer("clamp_max")) == (-128, 127)
+    full = _is_full(site)
     mixed, scaled = not site.arg("below_half"), scaled_4(site)
     needs = (_conv_t(), high_mul_small(), store(), scaled)
     name = f"results_4_{'full' if full else 'clamped'}{'_mixed' if mixed else ''}"
     view = {"full": full, "mixed": mixed, "scaled": scaled.name}
     return function(name, "results_4_bounded", needs, **view)
+
+
+def _is_full(site: Site) -> bool:
+    """Whether results take all values of int8."""
+    return (site.integer("clamp_min"), site.integer("clamp_max")) == (-128, 127)
 
 
 def _ending(site: Site) -> str:
@@ -205,8 +211,7 @@ def _walk() -> tuple[Function, ...]:
 
 def _taps() -> Function:
     """The C function that finds the pixels under a window."""
-    ends = function("end_tap"), function("first_tap"), function("window_t")
-    return function("window_taps", needs=(*ends, *_walk()))
+    return function("window_taps", needs=(function("window_t"), *_walk()))
 
 
 @row_kernel("mplan.qavg_pool2d", "mplan.qmax_pool2d")

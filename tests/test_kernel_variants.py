@@ -234,3 +234,8 @@ def test_dsp_instructions_of_gcc(
 @fuzz(8)
 def test_helium(tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, Any]) -> None:
     on_device(tmp_path_factory.mktemp("mve"), "mps3-an547", "gcc", "qemu", drawn)
+
+
+@fuzz(3)
+def test_helium_of_clang(tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, Any]) -> None:
+    on_device(tmp_path_factory.mktemp("mve"), "mps3-an547", "zig", "qemu", drawn)

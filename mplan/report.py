@@ -68,7 +68,7 @@ class StreamReport:
     def of(cls, made: Streamed, file: PlanFile) -> StreamReport:
         """What ``made`` and the plan's certificate say."""
         region = made.certificate.subject.partition(":")[2]
-        held = file.plan.certificate(made.certificate.subject)
+        held = made.certificate if made.budget else file.plan.certificate(made.certificate.subject)
         return cls(
             input=made.input,
             streams=made.streams,

@@ -277,6 +277,19 @@ def test_a_budget_minimises_work() -> None:
     assert f"{least:,} B at {work / graph_macs(graph):.3f}" in raised.value.help
 
 
+def test_within_a_budget_rows_are_walked_rather_than_pixels() -> None:
+    """Both do the same work; where bytes are to be least, some streams go by pixels."""
+    graph, _ = graph_of(NETS["mobile"][0](), NETS["mobile"][1])
+    by_rows = _streamed(graph, StreamRows(pixels=False, strips=0)).certificate.value_bytes
+
+    def units(pass_: StreamRows) -> set[str]:
+        loops = [op.loop for op in pass_.run(graph, context()).ops if op.loop and op.loop.stream]
+        return {loop.stream.unit for loop in loops if loop.stream}
+
+    assert units(StreamRows(budget=by_rows, strips=0)) == {"row"}
+    assert "pixel" in units(StreamRows(strips=0))
+
+
 def test_the_bound_is_the_least_of_all_cuts() -> None:
     """Every way to cut a small network, tried one by one."""
     module, shape = NETS["keywords"]

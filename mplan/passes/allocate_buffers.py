@@ -100,7 +100,8 @@ class AllocateBuffers(Pass):
         started = time.monotonic()
         lowered = problem_of(graph, ctx.layout)
         problem = lowered.problem
-        streamed = ctx.streamed.certificate if ctx.streamed else None
+        # within a budget it is work that is least, not bytes
+        streamed = ctx.streamed.certificate if ctx.streamed and not ctx.streamed.budget else None
         ctx.plan = place(
             problem,
             tuple(range(len(problem.steps))),

@@ -23,7 +23,8 @@ class Streamed:
     ``input`` says how the user's inputs arrive: ``whole``, ``rows`` or ``flash``. ``arena_bytes`` is
     what the arena needs for this way, and if asked for others, within the same work (None: it cannot be
     done). ``certificate`` bounds the live bytes within ``limit_macs``. With a ``budget`` (else 0)
-    ``macs`` are the fewest within so many bytes. ``layered_bytes`` live at most where the same graph
+    ``macs`` are the fewest within so many bytes, and the plan does not carry the certificate: the
+    bytes are not what is least. ``layered_bytes`` live at most where the same graph
     runs op by op.
     """
 

@@ -23,7 +23,8 @@ class Option:
     """A way to run an interval: the bytes that live meanwhile, and its multiply-accumulates.
 
     ``choice`` is None for a unit that is no stream. The result may lie in the memory of ``replaced``,
-    if that is not empty; ``apart_bytes`` live meanwhile if it lies elsewhere.
+    if that is not empty; ``apart_bytes`` live meanwhile if it lies elsewhere. A stream goes from node
+    to node in ``steps``, each of which costs some instructions.
     """
 
     peak_bytes: int
@@ -31,6 +32,7 @@ class Option:
     choice: Choice | None = None
     replaced: str = ""
     apart_bytes: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,18 @@ class _Ending:
             for turned in turns:
                 saved, name = self._overlap(first, dying, turned)
                 best, replaced = min((best, replaced), (bytes_of(turned) - saved, name))
-            yield Option(best, macs, way, replaced, apart)
+            yield Option(best, macs, way, replaced, apart, self._steps(nodes, way, loads))
+
+    def _steps(self, nodes: list[Node], way: Choice, loads: list[str]) -> int:
+        """The rows of all nodes, or their pixels, in all strips."""
+        count = 0
+        for name in (*(node.out for node in nodes), *loads):
+            rows, columns = self.flow.sizes[name]
+            if way.width:
+                columns = self.strips[way.width][1].get(name, 0)
+            strips = -(-self.nodes[-1].grid[1] // way.width) if way.width else 1
+            count += rows * (columns if way.unit == "pixel" else strips)
+        return count
 
     def _share(self, node: Node, width: int) -> Fraction:
         """How often the node computes its result, in strips of ``width``."""

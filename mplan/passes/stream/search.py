@@ -60,9 +60,9 @@ def least_peak(table: Table, units: int, macs: int) -> Schedule | None:
 
 
 def least_work(table: Table, units: int, peak_bytes: int) -> Schedule | None:
-    """The schedule of least multiply-accumulates within ``peak_bytes``, of these one with the fewest
-    segments; None if there is none."""
-    best: dict[int, tuple[int, int]] = {0: (0, 0)}
+    """The schedule of least multiply-accumulates within ``peak_bytes``, of these the one that goes from
+    node to node in the fewest steps, in the fewest segments; None if there is none."""
+    best: dict[int, tuple[int, int, int]] = {0: (0, 0, 0)}
     via: dict[int, Segment] = {}
     for first, end in sorted(table, key=lambda cut: (cut[1], cut[0])):
         if first not in best:
@@ -70,7 +70,8 @@ def least_work(table: Table, units: int, peak_bytes: int) -> Schedule | None:
         for option in table[first, end]:
             if option.peak_bytes > peak_bytes:
                 continue
-            cost = (best[first][0] + option.macs, best[first][1] + 1)
+            work, steps, cuts = best[first]
+            cost = (work + option.macs, steps + option.steps, cuts + 1)
             if end not in best or cost < best[end]:
                 best[end] = cost
                 via[end] = Segment(first, end, option)

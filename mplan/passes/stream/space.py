@@ -15,7 +15,7 @@ from mplan.passes.stream.attach import attach
 from mplan.passes.stream.chain import Chain
 from mplan.passes.stream.costs import Limits, Option, options
 from mplan.passes.stream.realize import Ways, realize
-from mplan.passes.stream.search import Schedule, Segment, frontier, least_peak
+from mplan.passes.stream.search import Schedule, Segment, frontier, least_peak, least_work
 
 Emits: TypeAlias = Callable[[Op, Spatial], bool]
 #: How the user's inputs arrive: in the arena, row by row, or in memory outside of the arena.
@@ -82,6 +82,10 @@ class Space:
     def least_peak(self, macs: int) -> Schedule | None:
         """The schedule of the fewest bytes within ``macs``."""
         return least_peak(self.table, self.units, macs)
+
+    def least_work(self, peak_bytes: int) -> Schedule | None:
+        """The schedule of the least work within ``peak_bytes``."""
+        return least_work(self.table, self.units, peak_bytes)
 
     def build(self, schedule: Schedule) -> Built:
         """The graph that runs ``schedule``, at the lowest height that was found for it."""

@@ -6,9 +6,9 @@
 
 Each network is compiled with an image that arrives by rows, for the least bytes at the model's own
 number of multiply-accumulates, and for the quickest walk within a somewhat larger budget, and run in
-QEMU on a Cortex-M4, -M7 and -M55. Bytes of RAM are the arena's, all scratch included; "written" are those
-that the emulator saw written. Outputs must equal the integer reference's, every number must be the same
-in two runs. Needs arm-none-eabi-gcc and QEMU.
+QEMU on a Cortex-M4, -M7 and -M55. Bytes of RAM are the arena's, all scratch included; "written" are
+those that the emulator saw written. Outputs must equal the integer reference's, every number must be
+the same in two runs. Needs arm-none-eabi-gcc and QEMU.
 """
 
 from __future__ import annotations

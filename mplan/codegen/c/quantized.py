@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import partial
 
 from mplan.codegen.c.images import LARGEST, image_of
-from mplan.codegen.c.quantized_window import dense, high_mul_small, rescale, result_range, store
+from mplan.codegen.c.quantized_window import dense as dense_layer
+from mplan.codegen.c.quantized_window import high_mul_small, is_full, rescale, result_range, store
 from mplan.codegen.c.render import function
 from mplan.codegen.c.rows import Row
 from mplan.codegen.c.structs import invoke_with
@@ -49,7 +50,7 @@ def linear(site: Site) -> Code:
     site.require(count <= LARGEST, f"with more than {LARGEST:,} rows")
     sizes = (1, count, depth)
     image = replace(x, shape=sizes, strides=contiguous_strides(sizes))
-    made = dense(Row(site, {"input": "&image"}, y.pointer, "0", "0", str(count)))
+    made = dense_layer(Row(site, {"input": "&image"}, y.pointer, "0", "0", str(count)))
     return (image_of(image) + made).block()
 
 
@@ -91,17 +92,32 @@ def summed(site: Site) -> Code:
     """A sum or a difference."""
     name = site.op.kind.removeprefix("mplan.")
     operator = "+" if name == "qadd" else "-"
-    operands = {"a": "input", "b": "other"}
     made = function(name, "qsum", (_pointwise_t(), rescale(), store()), operator=operator)
-    head = (_pointwise_t(), high_mul_small(), store())
-    dense = function(f"{name}_dense", "qsum_dense", head, operator=operator)
-    small = (
-        max(site.integer("input_shift"), site.integer("other_shift"), 1 + site.integer("shift")) <= 0
-    )
-    small = small and site.integer("shift") >= -30
+    first, second = _operands(site)
     parts = ("zero_point", "multiplier", "shift")
-    given = {f"{k}_{p.split('_')[0]}": f"{n}_{p}" for k, n in operands.items() for p in parts}
-    return _binary(site, made, _integers(site, **given), dense if small else None)
+    names = {"a": first, "b": second}
+    given = {f"{k}_{p.split('_')[0]}": f"{n}_{p}" for k, n in names.items() for p in parts}
+    fields = _integers(site, **given)
+    shifts = [site.integer(f"{n}_shift") for n in (first, second)]
+    if max(*shifts, 1 + site.integer("shift")) > 0 or site.integer("shift") < -30:
+        return _binary(site, made, fields)
+    half, full = _halves(site, first), is_full(site)
+    flags = f"{'_half' if half else ''}{'_full' if full else ''}"
+    head = (_pointwise_t(), high_mul_small(), *(() if full else (store(),)))
+    view = {"operator": operator, "half": half, "full": full}
+    dense = function(f"{name}_dense{flags}", "qsum_dense", head, **view)
+    return _binary(site, made, fields, dense, (first, second))
+
+
+def _operands(site: Site) -> tuple[str, str]:
+    """The operands of a sum; one whose factor is a half comes first where the order does not matter."""
+    swapped = site.op.kind == "mplan.qadd" and not _halves(site, "input") and _halves(site, "other")
+    return ("other", "input") if swapped else ("input", "other")
+
+
+def _halves(site: Site, name: str) -> bool:
+    """Whether the factor of operand ``name`` is a half: where it has the larger scale of both."""
+    return (site.integer(f"{name}_multiplier"), site.integer(f"{name}_shift")) == (1 << 30, 0)
 
 
 @kernel("mplan.qmul")
@@ -111,10 +127,16 @@ def multiplied(site: Site) -> Code:
     return _binary(site, made, _integers(site, a_zero="input_zero_point", b_zero="other_zero_point"))
 
 
-def _binary(site: Site, made: Function, fields: dict[str, int], dense: Function | None = None) -> Code:
+def _binary(
+    site: Site,
+    made: Function,
+    fields: dict[str, int],
+    dense: Function | None = None,
+    operands: tuple[str, str] = ("input", "other"),
+) -> Code:
     """``made`` along rows of two operands, or ``dense`` where all steps are 1."""
     y = site.result
-    a, b = (site.tensor(name).expand(y.shape) for name in ("input", "other"))
+    a, b = (site.tensor(name).expand(y.shape) for name in operands)
 
     def body(target: Tensor, left: Tensor, right: Tensor) -> Code:
         if dense and all(t.strides[0] == 1 for t in (left, right, target)):

@@ -77,7 +77,7 @@ def _layer(row: Row, form: _Form, depth: int, fields: dict[str, int | str]) -> C
         "share": share,
         "x_zero": site.integer("input_zero_point"),
         **result_range(site, site.integer("output_zero_point")),
-        "rounding": 1 + (2 * site.integer("output_zero_point") if _is_full(site) else 0),
+        "rounding": 1 + (2 * site.integer("output_zero_point") if is_full(site) else 0),
     }
     depthwise = form.template == "qdepthwise_conv2d"
     blocked = share == 1 and out_channels >= _LANES if depthwise else share >= _LANES
@@ -168,7 +168,7 @@ def results(site: Site) -> Function:
         scale = _scale(site)
         plain = (_conv_t(), scale, store())
         return function(f"results_4{_ending(site)}", "results_4", plain, rescale=scale.name)
-    full = _is_full(site)
+    full = is_full(site)
     mixed, scaled = not site.arg("below_half"), scaled_4(site)
     needs = (_conv_t(), high_mul_small(), store(), scaled)
     name = f"results_4_{'full' if full else 'clamped'}{'_mixed' if mixed else ''}"
@@ -176,7 +176,7 @@ def results(site: Site) -> Function:
     return function(name, "results_4_bounded", needs, **view)
 
 
-def _is_full(site: Site) -> bool:
+def is_full(site: Site) -> bool:
     """Whether results take all values of int8."""
     return (site.integer("clamp_min"), site.integer("clamp_max")) == (-128, 127)
 

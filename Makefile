@@ -47,7 +47,7 @@ format: $(VENV)/.dev  ## Format the code
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev  ## Run the benchmarks
-	for script in attention memory planner; do $(BIN)/python benchmarks/$$script.py; done
+	for script in attention memory planner mcu; do $(BIN)/python benchmarks/$$script.py; done
 
 clean:  ## Remove .venv and everything generated
 	rm -rf $(VENV) build dist demo-out .pytest_cache .mypy_cache .ruff_cache .coverage*

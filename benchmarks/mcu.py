@@ -140,6 +140,29 @@ def _run_line(row: Row) -> Iterator[str]:
     yield from (f"{fast.name} {counts[fast] / 1e6:.1f}", f"{ratio:.3f}", "lost" if ratio > 1 else "")
 
 
+SHORT_HEAD = (
+    *("network", "SRAM, B", "least of peers, B", "ratio"),
+    *("within, B", "Cortex-M7, M instructions", "TinyEngine", "Cortex-M55", "CMSIS-NN"),
+)
+
+
+def short_table(rows: Sequence[Row]) -> str:
+    """A line per network: the fewest bytes, and instructions within its budget beside peers'."""
+    return _table(
+        SHORT_HEAD, (_short_line(name, rows) for name in dict.fromkeys(r["network"] for r in rows))
+    )
+
+
+def _short_line(name: str, rows: Sequence[Row]) -> Iterator[str]:
+    peers = {peer.name: peer for peer in PEERS[name]}
+    own = {(r["core"], r["budget_bytes"] is None): r for r in rows if r["network"] == name}
+    least, small = own["cortex-m7", True]["arena_bytes"], min(p.ram_bytes for p in peers.values())
+    yield from (name, f"{least:,}", f"{small:,}", f"{least / small:.2f}", f"{BUDGETS[name]:,}")
+    for core, peer in (("cortex-m7", "TinyEngine"), ("cortex-m55", "CMSIS-NN")):
+        count = own[core, False]["instructions"]
+        yield from (f"{count / 1e6:.1f}", f"{count / dict(peers[peer].instructions)[core]:.2f}")
+
+
 def plan_table(rows: Iterable[Row]) -> str:
     """What was planned, with its bounds."""
     return _table(PLAN_HEAD, (_plan_line(row) for row in rows))
@@ -222,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (results / "mcu.json").write_text(json.dumps({"runs": runs, "plans": plans}, indent=1) + "\n")
         (results / "mcu.md").write_text(document(runs, plans) + "\n")
         readme = ROOT / "README.md"
-        readme.write_text(BLOCK.sub(lambda m: f"{m[1]}{run_table(runs)}\n{m[2]}", readme.read_text()))
+        readme.write_text(BLOCK.sub(lambda m: f"{m[1]}{short_table(runs)}\n{m[2]}", readme.read_text()))
     return int(not all(row["exact"] for row in runs))
 
 

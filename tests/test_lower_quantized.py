@@ -88,6 +88,7 @@ OPS: dict[str, tuple[Any, ...]] = {
     "leaky_relu": (nn.LeakyReLU(0.1), IMAGE),
     "elu": (nn.ELU(), IMAGE),
     "relu_alone": (nn.ReLU(), IMAGE),
+    "less_its_transpose": (Calls(lambda x: x - x.transpose(1, 2)), (2, 6, 6)),
     "written_out": (Calls(lambda x: x * F.relu6(x + 3) / 6), IMAGE),
     "layer_norm": (nn.LayerNorm(12), ROWS),
     "layer_norm_plain": (nn.LayerNorm((3, 12), elementwise_affine=False), ROWS),
@@ -274,6 +275,21 @@ BODIES: dict[str, tuple[str, str, str, str]] = {
         X,
         "2,3,4",
         "mplan.requantize",
+    ),
+    "a_clamp_of_a_pad": (
+        """%s: f32[2,3,4] = aten.mul.Tensor(self=%d, other=%d)
+        %p: f32[2,3,6] = aten.constant_pad_nd.default(self=%s, pad=[1, 1], value=0.0)
+        %y: f32[2,3,6] = aten.clamp.default(self=%p, min=0.5, max=4.0)""",
+        X,
+        "2,3,6",
+        "mplan.requantize",
+    ),
+    "two_readings_of_the_same_integers": (
+        f"""%v: f32[2,3,4] = quantized_decomposed.dequantize_per_tensor.default(input=%x, {PER_TENSOR})
+        %y: f32[2,3,4] = aten.add.Tensor(self=%d, other=%v)""",
+        X,
+        "2,3,4",
+        "mplan.qadd",
     ),
     "a_mean_of_all": ("%y: f32[] = aten.mean.default(self=%d)", X, "", "mplan.qmean"),
 }

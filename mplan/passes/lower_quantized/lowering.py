@@ -73,7 +73,7 @@ class Lowering:
     _bytes: dict[str, Stored] = field(default_factory=dict)
     _bases: dict[str, str] = field(default_factory=dict)
     _views: dict[tuple[str, Sizes], str] = field(default_factory=dict)
-    _requantized: dict[tuple[str, Goal], Stored] = field(default_factory=dict)
+    _requantized: dict[tuple[str, Affine, Goal], Stored] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.producers = self.builder.graph.producers
@@ -193,8 +193,9 @@ class Lowering:
         op = self.producers.get(name)
         if op is None:
             raise Unlowered("it is the caller's")
-        if op.kind in MOVES:
-            return MOVES[op.kind](self, op, name, lambda n: self.integer(n, goal))
+        if op.kind in MOVES:  # a pad may add what the goal excludes
+            moved = MOVES[op.kind](self, op, name, lambda n: self.integer(n, goal))
+            return self.requantized(moved, goal)
         if name != op.result.name:
             raise Unlowered("it is not the first result of its op")
         found = tabulated(self, op, goal)
@@ -211,7 +212,7 @@ class Lowering:
         low, high = goal.range
         if stored.affine == goal.affine and low <= stored.least and stored.most <= high:
             return stored
-        key = stored.name, goal
+        key = stored.name, stored.affine, goal
         if key not in self._requantized:
             multiplier, shift = quantize_multiplier(stored.affine.scale / goal.affine.scale)
             args: dict[str, Arg] = {

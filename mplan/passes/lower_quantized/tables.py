@@ -30,7 +30,7 @@ def tabulated(low: Lowering, op: Op, goal: Goal) -> Stored | None:
     if op.kind in CLAMPS or factor_of(low, op):
         return None
     leaves: dict[str, Stored] = {}
-    if not _leaves(low, op, leaves) or len({leaf.name for leaf in leaves.values()}) != 1:
+    if not _leaves(low, op, leaves) or len(set(leaves.values())) != 1:  # x and its transpose are two
         return None
     leaf = next(iter(leaves.values()))
     numbers = torch.arange(-128, 128)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from mplan.diagnostics import UserError
 from mplan.files import make_folder, write_atomic
-from mplan.ir.geometry import ONLY, SAME, Spatial
+from mplan.ir.geometry import Spatial
 from mplan.ir.graph import Graph, Op
 from mplan.ir.plan import Plan, PlanFile
 from mplan.ir.storage import Layout, Lowered
@@ -181,12 +181,9 @@ def asked(passes: Sequence[Pass], options: Options, *, wanted: bool = False) -> 
 
 def emitted(op: Op, rule: Spatial) -> bool:
     """Whether C is generated for ``op`` inside of a stream, where it has the geometry ``rule``."""
-    from mplan.codegen.c.kernels import TABLE
-    from mplan.codegen.c.rows import ROWS
+    from mplan.codegen.c.kernels import has_rows
 
-    alike = all(reach in (SAME, ONLY) for access in rule.accesses for reach in access.reach)
-    summed = op.kind == "mplan.qmean" if rule.reduces else alike and op.kind in TABLE
-    return op.kind in ROWS or summed
+    return has_rows(op, rule)
 
 
 def run_passes(

@@ -18,6 +18,7 @@ from mplan.compiler import compile_model
 from mplan.diagnostics import UnsupportedError
 from mplan.ir.graph import Graph
 from mplan.ir.interp import run
+from mplan.ir.parser import parse
 from mplan.ir.plan import Plan
 from mplan.ir.storage import Layout, Lowered
 from mplan.passes.base import Context
@@ -187,13 +188,41 @@ def test_what_has_no_kernel_by_rows_is_refused() -> None:
     text = "graph @net(%x: f32[1,2,8,8], const %w: f32[3,2,3,3]) {\n  %y: f32[1,3,6,6] = "
     text += "aten.convolution.default(input=%x, weight=%w, bias=none, stride=[1, 1], padding=[0, 0], "
     text += "dilation=[1, 1], transposed=false, output_padding=[0, 0], groups=1)\n  return %y\n}"
-    from mplan.ir.parser import parse
-
     graph = streamed(parse(text), Choice("row"), False)
     net.constants = {"w": torch.zeros(3, 2, 3, 3)}
+    assert "aten.convolution.default has no kernel by rows" in refusal(graph, net, LAYOUT)
+
+
+def refusal(graph: Graph, net: QuantizedNet, layout: Layout) -> str:
     with pytest.raises(UnsupportedError) as caught:
-        files_of(graph, net, LAYOUT)
+        files_of(graph, net, layout)
     assert caught.value.code == "MP501"
+    ((reason, _),) = caught.value.notes
+    return reason
+
+
+@pytest.mark.parametrize("length", [32767, 32768])
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_images_are_at_most_16_bits_long(length: int, dimension: int) -> None:
+    """Also where every stage has fewer rows than the image that it reads."""
+    sizes, kernel = ((length, 1), (64, 1)) if dimension == 0 else ((1, length), (1, 64))
+    net = QuantizedNet(*sizes, 2)
+    graph = net.graph(net.conv(net.conv("x", 4, kernel, kernel), 4))
+    for found in (graph, streamed(graph, Choice("row"), False)):
+        if length == 32767:
+            assert files_of(found, net, LAYOUT)
+        else:
+            assert "more than 32,767 rows or columns" in refusal(found, net, LAYOUT)
+
+
+def test_rows_arrive_for_one_input() -> None:
+    net = QuantizedNet(4, 5, 2)
+    result = net.add("x", "x")
+    text = net.lines[0].replace("other=%x", "other=%y")
+    images = "%x: i8[1,4,5,2], %y: i8[1,4,5,2]"
+    graph = parse(f"graph @net({images}) {{\n  {text}\n  return %{result}\n}}")
+    found = streamed(graph, Choice("row"), True)
+    assert "rows of several inputs" in refusal(found, net, ARRIVING)
 
 
 @pytest.mark.parametrize("emulator", ["unicorn", "qemu"])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from mplan.codegen.c.rows import ROWS, Row, image_type
+from mplan.codegen.c.rows import LARGEST, ROWS, Row, image_type
 from mplan.codegen.c.structs import constant
 from mplan.codegen.c.table import Site, kernel
 from mplan.codegen.c.tensors import Code, Tensor, each
-
-#: Steps and sizes of an ``image_t`` are 16 bits wide.
-LARGEST = 2**15 - 1
 
 
 @kernel("mplan.qconv2d", "mplan.qdepthwise_conv2d", "mplan.qmax_pool2d", "mplan.qavg_pool2d")
@@ -17,7 +14,7 @@ def whole(site: Site) -> Code:
     x, y = site.tensor("input"), site.result
     for tensor in (x, y):
         site.require(tensor.is_contiguous, "of a strided tensor")
-        site.require(max(tensor.shape[1:3]) <= LARGEST, f"with images wider than {LARGEST:,} pixels")
+        site.require(max(tensor.shape[1:3]) <= LARGEST, f"with more than {LARGEST:,} rows or columns")
 
     def body(target: Tensor, image: Tensor) -> Code:
         height, width, _ = target.shape

@@ -19,9 +19,10 @@ from mplan.codegen.c import (  # noqa: F401
     rows_move,
     stream,
 )
+from mplan.codegen.c.stream import has_rows
 from mplan.codegen.c.table import TABLE
 
-__all__ = ["TABLE", "supported"]
+__all__ = ["TABLE", "has_rows", "supported"]
 
 
 def supported() -> tuple[str, ...]:

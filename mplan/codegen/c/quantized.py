@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from mplan.codegen.c.images import LARGEST, image_of
+from mplan.codegen.c.images import image_of
 from mplan.codegen.c.quantized_window import dense as dense_layer
 from mplan.codegen.c.quantized_window import high_mul_small, is_full, rescale, result_range, store
 from mplan.codegen.c.render import function
-from mplan.codegen.c.rows import Row
+from mplan.codegen.c.rows import LARGEST, Row
 from mplan.codegen.c.structs import invoke_with
 from mplan.codegen.c.table import Site, kernel
 from mplan.codegen.c.tensors import Code, Function, Tensor, each, invoke, rows

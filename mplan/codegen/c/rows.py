@@ -32,6 +32,9 @@ class Row:
     count: str
 
 
+#: Sizes of images, and steps from pixel to pixel, are 16 bits wide in an ``image_t``.
+LARGEST = 2**15 - 1
+
 RowEmitter: TypeAlias = Callable[[Row], Code]
 
 #: Op kind → the function that writes the code for some pixels of a row.

@@ -11,9 +11,9 @@ from math import prod
 
 from mplan.codegen.c.memory import Memory, static_type, user_inputs
 from mplan.codegen.c.render import function
-from mplan.codegen.c.rows import ROWS, Row, image_type, pixel, pixel_offset
+from mplan.codegen.c.rows import LARGEST, ROWS, Row, image_type, pixel, pixel_offset
 from mplan.codegen.c.stream_steps import Local, Pixels, accumulated, pointwise
-from mplan.codegen.c.table import Site, kernel
+from mplan.codegen.c.table import TABLE, Site, kernel
 from mplan.codegen.c.tensors import Code, Function, Tensor
 from mplan.codegen.c.text import CTYPES, call, identifier
 from mplan.diagnostics import UnsupportedError
@@ -25,9 +25,6 @@ from mplan.ir.storage import Lowered, storages
 from mplan.ir.streaming import Line, Node, Read, Stage, dims_of, flow_of
 from mplan.ir.types import TensorType
 from mplan.ir.verify_stream import lies_by_rows
-
-#: Rows, columns and strides of images fit into 16 bits.
-_LARGEST = 32767
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +116,13 @@ def planned_stages(graph: Graph, lowered: Lowered, plan: Plan) -> tuple[PlannedS
     return tuple(found)
 
 
+def has_rows(op: Op, rule: Spatial) -> bool:
+    """Whether C is generated for ``op`` inside of a stream, where it has the geometry ``rule``."""
+    alike = all(reach in (SAME, ONLY) for access in rule.accesses for reach in access.reach)
+    summed = op.kind == "mplan.qmean" if rule.reduces else alike and op.kind in TABLE
+    return op.kind in ROWS or summed
+
+
 def _state(memory: Memory) -> str:
     return f"{memory.name}_rows"
 
@@ -167,8 +171,14 @@ class _Stream:
 
     def code(self) -> Code:
         """The call, with the function and its tables."""
+        for node in self.flow.nodes:
+            for op, rule in zip(node.ops, node.rules, strict=True):
+                self._site(op).require(
+                    has_rows(op, rule), "has no kernel by rows; streams are emitted for int8 networks"
+                )
         pushes = [n.out for n in self.flow.nodes if self._pushed(n)]
-        self.site.require(len(pushes) < 2 and not (pushes and self.up), "of such rows that arrive")
+        self.site.require(len(pushes) < 2, "with rows of several inputs that arrive")
+        self.site.require(not (pushes and self.up), "from the last row up, of rows that arrive")
         stages = list(enumerate(self.flow.stages))
         codes = [self._case(stage) for _, stage in stages]
         types = function("stream_t")
@@ -215,14 +225,12 @@ class _Stream:
         return (source, rows.scale, edges[0], rows.div, cols.scale, edges[1], cols.div)
 
     def _spans(self, down: Line, across: Line) -> list[tuple[int, ...]]:
-        spans: list[tuple[int, ...]] = [(*down.steps(s), *across.steps(s)) for s in self.flow.stages]
-        largest = max(n for span in spans for n in span)
-        self.site.require(largest <= _LARGEST, f"with more than {_LARGEST} rows or columns")
-        return spans
+        return [(*down.steps(s), *across.steps(s)) for s in self.flow.stages]
 
     def _image(self, name: str, down: Line, across: Line) -> Image:
         """Where a storage lies in a tile."""
         height, width = self.flow.sizes[name]
+        self.site.require(max(height, width) <= LARGEST, f"with more than {LARGEST:,} rows or columns")
         tensor, step = self._place(name), self._step_bytes(name)
         seen = (name, _bytes(tensor), tensor.array.is_pointer, height, width, step)
         if name in self.results or name not in self.rings:
@@ -315,8 +323,6 @@ class _Stream:
         self, node: Node, op: Op, rule: Spatial, stage: Stage, column: str, count: str
     ) -> Code:
         site = self._site(op)
-        alike = all(reach in (SAME, ONLY) for a in rule.accesses for reach in a.reach)
-        site.require(alike, "has no kernel by rows")
         widths = {across.length(stage) for _, across in self.lines} - {0}
         if count != "1" and len(widths) > 1:  # kernels for tensors have fixed sizes
             each = self._pointwise(node, op, rule, stage, f"{column} + k", "1")

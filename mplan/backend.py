@@ -133,8 +133,9 @@ def mplan(
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph.
 
-    ``options``: ``target``, ``budget``, ``solver``, ``limit``, ``seed``, ``pipeline``, ``dump``;
-    unknown keys raise UserError MP422 with a suggestion. There are no modes.
+    ``options``: ``target``, ``budget``, ``minimise``, ``solver``, ``limit``, ``seed``, ``pipeline``,
+    ``dump``; unknown keys raise UserError MP422 with a suggestion, those for microcontrollers MP421 or
+    MP423. There are no modes.
     """
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.partitioners import default_partition
@@ -148,6 +149,9 @@ def mplan(
             f"{parsed.target} is a microcontroller; torch.compile runs on this machine",
             help="compile for it with `mplan compile` or mplan.compile(…)",
         )
+    if parsed.quantize or parsed.io:
+        message = "torch.compile runs a model as it is; quantize and io are for microcontrollers"
+        raise UserError("MP423", message, help="see mplan.quantize(…) and mplan.compile(…)")
     chosen = "target" in (options or {})
     compiler = aot_autograd(
         fw_compiler=_compiler("forward", parsed, chosen),

@@ -149,6 +149,9 @@ def plan(
     more = {**_int8(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
     options = _options(target, budget, solver, limit, seed, dump, minimise, **more)
     if pareto:
+        if output or minimise:
+            message = "--pareto shows many plans; it writes none and minimises nothing"
+            raise UserError("MP423", message, help="leave out -o and --minimise, or --pareto")
         _pareto(model, options, html, svg, as_json)
         return
     with _progress(f"planning {model}"):

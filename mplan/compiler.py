@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mplan.diagnostics import UnsupportedError, UserError
 from mplan.files import read_text
-from mplan.ir.graph import Graph
+from mplan.ir.graph import Graph, tensor_type
 from mplan.ir.ops import graph_macs
 from mplan.ir.plan import PlanFile, Problem
 from mplan.ir.problem_file import SUFFIXES, load_problem
@@ -227,11 +227,19 @@ def _in_integers(captured: Captured, target: Target, options: Options) -> Captur
 
     ctx = Context(layout_of(target), constants=captured.constants)
     graph = LowerQuantized().run(captured.graph, ctx)
+    if options.quantize and graph is captured.graph:
+        ctx.notes.append("nothing in the model has an integer form: it stays float")
     notes = (*captured.notes, *ctx.notes)
     captured = replace(captured, graph=graph, constants=ctx.constants, notes=notes)
     io = options.io or ("int8" if options.quantize else "float")
-    if io != "float":
-        captured = with_integer_io(captured)
+    if io == "float":
+        return captured
+    captured = with_integer_io(captured)
+    users = (i.value for i in captured.graph.inputs if i.role == "input")
+    floats = [value.name for value in users if tensor_type(value).dtype.is_float]
+    if options.io and floats:
+        note = f"io={io}: %{', %'.join(floats)} stays float, as nothing quantises it first"
+        captured = replace(captured, notes=(*captured.notes, note))
     return with_channels_last(captured) if io == "int8-nhwc" else captured
 
 

@@ -64,6 +64,9 @@ class Options:
         if options.minimise and options.budget is not None:
             message = "minimise asks for the smallest budget, but one is given"
             raise UserError("MP423", message, help="leave out one of them")
+        if options.calibrate and not options.quantize:
+            message = "calibrate names data for a quantisation, but none is asked for"
+            raise UserError("MP423", message, help="add quantize=int8 (--quantize int8)")
         return options
 
 

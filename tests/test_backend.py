@@ -196,7 +196,11 @@ def test_a_pipeline_without_profile_runs_beside_the_arena() -> None:
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [({"target": "stm32f746"}, "MP427"), ({"pipeline": "canonicalize"}, "MP421")],
+    [
+        ({"target": "stm32f746"}, "MP427"),
+        ({"pipeline": "canonicalize"}, "MP421"),
+        ({"quantize": "int8"}, "MP423"),
+    ],
 )
 def test_options_that_make_no_program_are_refused(options: dict[str, str], code: str) -> None:
     with pytest.raises(Exception, match=code):

@@ -208,6 +208,7 @@ def test_targets_and_doctor() -> None:
         (("plan", "absent.py", "-t", "stm32f747"), 2, ("stm32f746",)),
         (("plan", "x.csv", "--budget", "12 parsecs"), 2, ("MP423", "64KiB")),
         (("plan", "x.csv", "--solver", "magic"), 2, ("MP423", "greedy")),
+        (("plan", "absent.py", "--calibrate", "data.npz"), 2, ("MP423", "--quantize int8")),
         (("explain", "absent.py"), 2, ("MP306",)),
         (("run", "absent"), 2, ("MP425",)),
         (("nonsense",), 2, ()),

@@ -76,6 +76,18 @@ def test_plans_on_other_targets_simulate() -> None:
     assert mplan.plan(program, target="cpu").file.plan.status == "optimal"
 
 
+def test_what_stays_float_is_said() -> None:
+    x = torch.randn(1, 4, 6, 6)
+    plain = mplan.plan(nn.Conv2d(4, 3, 3).eval(), (x,), target="stm32f746", io="int8")
+    assert ["io=int8" in note and "stays float" in note for note in plain.report.warnings] == [True]
+    spread = Calls(lambda x: x.var((2, 3))).eval()
+    found = mplan.plan(spread, (x,), target="stm32f746", quantize="int8")
+    assert any("nothing in the model has an integer form" in note for note in found.report.warnings)
+    program = mplan.quantize(nn.Conv2d(4, 3, 3).eval(), [x])
+    whole = mplan.plan(program, target="stm32f746", io="int8")
+    assert not whole.report.warnings
+
+
 def test_what_a_network_is_given() -> None:
     torch.manual_seed(0)
     images = torch.randn(8, 3, 6, 6)

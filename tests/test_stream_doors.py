@@ -173,3 +173,6 @@ def test_what_has_no_rows_has_no_frontier(tmp_path: Path) -> None:
     done = run_cli("plan", path, "-t", TARGET, "--pareto")
     assert done.code == 4 and "MP235" in done.err
     assert run_cli("plan", path, "-t", "cpu", "--pareto").code == 2
+    for ignored in (("-o", tmp_path / "plan.json"), ("--minimise",)):
+        done = run_cli("plan", path, "-t", TARGET, "--pareto", *ignored)
+        assert done.code == 2 and "MP423" in done.err

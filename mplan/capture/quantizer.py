@@ -15,7 +15,7 @@ from mplan.passes.lower_quantized.tables import UNTAGGED
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
-#: Ops with weights: the argument numbers of input and weight.
+#: Ops with weights, which follow the input.
 _WEIGHTED = {
     "aten.conv1d.default",
     "aten.conv2d.default",

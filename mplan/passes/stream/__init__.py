@@ -206,8 +206,13 @@ def _refuse(space: Space, budget: int, limit: int) -> NoReturn:
     raise InfeasibleError(
         "MP235",
         f"no streams of graph {name} stay within {' and '.join(within)}",
-        help=f"nearest on the frontier: {'; '.join(nearest)}",
+        help=f"nearest on the frontier: {'; '.join(nearest)}{_elsewhere(space)}",
     )
+
+
+def _elsewhere(space: Space) -> str:
+    lies = "for images that arrive by rows or lie in flash (--input) see `mplan plan --pareto`"
+    return f"; {lies}" if space.arrival == "whole" else ""
 
 
 def live_bytes(graph: Graph, ctx: Context) -> int:

@@ -61,6 +61,9 @@ Arrival = Annotated[
     Literal["whole", "rows", "flash"] | None,
     typer.Option("--input", help="Stream; the image lies in the arena, arrives by rows, or in flash."),
 ]
+Memories = Annotated[
+    str, typer.Option(help="What holds activations in place of the arena: dtcm=64KiB,sram.")
+]
 Html = Annotated[Path | None, typer.Option(help="Also write the picture of the plan to this file.")]
 
 
@@ -122,6 +125,7 @@ def plan(
     budget: Annotated[
         str | None, typer.Option("--budget", "--capacity", help="Bytes for the arena: 65536, 64KiB.")
     ] = None,
+    memories: Memories = "",
     minimise: Annotated[
         bool, typer.Option("--minimise", help="Find the smallest capacity, with a proof or a gap.")
     ] = False,
@@ -147,6 +151,7 @@ def plan(
     from mplan.report import render as show
 
     more = {**_int8(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
+    more["memories"] = memories or None
     options = _options(target, budget, solver, limit, seed, dump, minimise, **more)
     if pareto:
         if output or minimise:
@@ -180,6 +185,7 @@ def compile_(
         str, typer.Option(help="Build system: cmake, zephyr, arduino, platformio.")
     ] = "",
     budget: Budget = None,
+    memories: Memories = "",
     solver: Solver = "auto",
     limit: Limit = 10.0,
     seed: Seed = 0,
@@ -201,6 +207,7 @@ def compile_(
     from mplan.runtime import footprint
 
     more = {**_int8(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
+    more["memories"] = memories or None
     options = _options(target, budget, solver, limit, seed, dump, **more)
     with _progress(f"compiling {model}"):
         compiled = compile_model(model, out=output, name=name, project=project, options=options)

@@ -109,6 +109,9 @@ def plan_problem(problem: Problem, options: Options, name: str = "") -> Result:
     """
     from mplan.passes.planner import baseline, solve
 
+    if options.memories:
+        message = "memories are for the graphs of models; a problem has its own regions"
+        raise UserError("MP423", message, help="leave out memories")
     started = time.monotonic()
     problem = problem.unlimited() if options.minimise else problem
     solved = solve(problem, solver=options.solver, limit_s=options.limit, seed=options.seed)
@@ -348,7 +351,7 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
     arriving = arriving_rows(planned.graph, planned.lowered)
     held = planned.lowered.buffer_of.keys()
     inputs, returned = bundle.ports(planned.graph, arriving, held, captured.affines)
-    arena = planned.plan.peak_bytes(planned.target.arena)
+    arena = sum(n for name, n in planned.plan.peaks if name != planned.target.weights)
     files[bundle.PLAN] = print_plan(result.file)
     files[bundle.GOLDEN] = safetensors.numpy.save(golden)
     manifest = bundle.Manifest(

@@ -26,14 +26,15 @@ class Options:
     """How to plan.
 
     ``target`` names a target or a TOML file; ``budget`` limits the arena (bytes; None: what the
-    target has); ``minimise`` asks for the smallest one instead. ``limit`` is the solvers' time in
-    seconds. ``pipeline`` replaces the target's pipeline (text form). ``dump`` is a folder that
-    receives every graph and plan. ``quantize`` (``int8``) quantises a PyTorch model first, with the
-    data of the file ``calibrate`` or the model's own. ``io`` says what the caller of a quantised model
-    passes on a microcontroller: ``float``, ``int8`` or ``int8-nhwc`` (images with channels last); by
-    default what the model has, or ``int8`` with ``quantize``.
-    On a microcontroller ``max_mac_factor`` and ``input`` ask for streams: how much may be computed
-    again, and whether the image lies in the arena, arrives by rows or lies in flash.
+    target has); ``minimise`` asks for the smallest one instead. ``memories`` are those of a
+    microcontroller that hold activations, some with a limit (``dtcm=64KiB,sram``); by default its
+    arena. ``limit`` is the solvers' time in seconds. ``pipeline`` replaces the target's pipeline
+    (text form). ``dump`` is a folder that receives every graph and plan. ``quantize`` (``int8``)
+    quantises a PyTorch model first, with the data of the file ``calibrate`` or the model's own.
+    ``io`` says what the caller of a quantised model passes on a microcontroller: ``float``, ``int8``
+    or ``int8-nhwc`` (images with channels last); by default what the model has, or ``int8`` with
+    ``quantize``. On a microcontroller ``max_mac_factor`` and ``input`` ask for streams: how much may
+    be computed again, and whether the image lies in the arena, arrives by rows or lies in flash.
     """
 
     target: str = "cpu"
@@ -49,6 +50,7 @@ class Options:
     io: str = ""
     max_mac_factor: float | None = None
     input: str = ""
+    memories: str = ""
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Options:
@@ -67,6 +69,9 @@ class Options:
         if options.calibrate and not options.quantize:
             message = "calibrate names data for a quantisation, but none is asked for"
             raise UserError("MP423", message, help="add quantize=int8 (--quantize int8)")
+        if options.memories and (options.minimise or options.budget is not None):
+            message = "memories have limits of their own, a budget or minimise means the arena"
+            raise UserError("MP423", message, help="write memories=dtcm=64KiB,sram")
         return options
 
 

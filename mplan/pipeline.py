@@ -16,11 +16,12 @@ from mplan.diagnostics import UserError
 from mplan.files import make_folder, write_atomic
 from mplan.ir.geometry import Spatial
 from mplan.ir.graph import Graph, Op
-from mplan.ir.plan import Plan, PlanFile
+from mplan.ir.plan import Plan, PlanFile, Region
 from mplan.ir.storage import Layout, Lowered
 from mplan.ir.verify import verify
-from mplan.options import Options
+from mplan.options import Options, parse_bytes
 from mplan.passes.base import Context, Pass, Streamed
+from mplan.passes.memories import together
 from mplan.passes.registry import parse_pipeline, print_pass
 from mplan.passes.solvers.interrupt import graceful
 from mplan.targets.load import load_target
@@ -86,13 +87,17 @@ class Planned:
         return PlanFile(self.lowered.problem, self.plan, PRODUCER, model, self.target.name)
 
 
-def layout_of(target: Target, budget: int | None = None, *, unlimited: bool = False) -> Layout:
+def layout_of(
+    target: Target, budget: int | None = None, *, unlimited: bool = False, memories: str = ""
+) -> Layout:
     """Where a graph lives on ``target``.
 
     A microcontroller has its weights in flash and the user's inputs in the arena; elsewhere both
     belong to the caller. ``budget`` lowers the arena's capacity; an ``unlimited`` one has none.
+    ``memories`` (``dtcm=64KiB,sram``) names what takes the place of the target's arena.
     """
-    arena = target.arena_memory.region()
+    named = _memories(target, memories) if memories else ()
+    arena = together(named) if len(named) > 1 else (*named, target.arena_memory.region())[0]
     if unlimited:
         arena = replace(arena, capacity_bytes=None)
     elif budget is not None:
@@ -100,7 +105,42 @@ def layout_of(target: Target, budget: int | None = None, *, unlimited: bool = Fa
         arena = replace(arena, capacity_bytes=limit)
     if target.family != "mcu":
         return Layout(arena)
-    return Layout(arena, weights=target.weights_memory.region(), inputs=arena)
+    several = named if len(named) > 1 else ()
+    return Layout(arena, weights=target.weights_memory.region(), inputs=arena, memories=several)
+
+
+def _memories(target: Target, text: str) -> tuple[Region, ...]:
+    """The regions that ``text`` names, the target's arena first if it is among them.
+
+    UserError MP423 for one that cannot hold activations, or with too many bytes, MP407 for an unknown
+    one.
+    """
+    if target.family != "mcu":
+        raise UserError("MP423", f"memories are those of a microcontroller; {target.name} is not one")
+    found: dict[str, Region] = {}
+    for part in text.split(","):
+        name, _, size = (word.strip() for word in part.partition("="))
+        memory, region = target.memory(name), target.memory(name).region()
+        if name in found or name == target.weights or memory.kind == "flash" or not memory.addressable:
+            raise UserError(
+                "MP423",
+                f"memories={text!r}: {name} is named twice, or cannot hold activations",
+                help=f"the RAM of {target.name}: {', '.join(_ram(target))}",
+            )
+        limit = parse_bytes(size) if size else memory.size_bytes
+        if limit is not None and memory.size_bytes is not None and limit > memory.size_bytes:
+            raise UserError("MP423", f"memories={text!r}: {name} has {memory.size_bytes:,} B")
+        found[name] = replace(region, capacity_bytes=limit)
+    unknown = [name for name, region in found.items() if not region.cost]
+    if unknown and len(found) > 1:
+        hint = f"give memory.{unknown[0]}.bandwidth_bytes_per_s in the file of the target"
+        raise UserError("MP423", f"the speed of {', '.join(unknown)} is not known", help=hint)
+    return tuple(sorted(found.values(), key=lambda r: (r.name != target.arena, r.cost, r.name)))
+
+
+def _ram(target: Target) -> list[str]:
+    apart = (m for m in target.memories if m.name != target.weights)
+    return [m.name for m in apart if m.kind != "flash" and m.addressable]
 
 
 def plan_graph(
@@ -144,7 +184,7 @@ def plan_graph(
 def context_of(target: Target, constants: Mapping[str, Any], options: Options) -> Context:
     """The context of a run on ``target``."""
     return Context(
-        layout_of(target, options.budget, unlimited=options.minimise),
+        layout_of(target, options.budget, unlimited=options.minimise, memories=options.memories),
         limit_s=options.limit,
         seed=options.seed,
         solver=options.solver,

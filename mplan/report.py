@@ -105,6 +105,39 @@ class StreamReport:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoriesReport:
+    """``accessed_bytes`` are read and written in each of several memories, by the model of
+    ``ir/accesses``; ``gap`` is how much longer that takes than the proven least at the plan's order."""
+
+    accessed_bytes: Mapping[str, int]
+    gap: float
+
+    @classmethod
+    def of(cls, file: PlanFile) -> MemoriesReport | None:
+        """What the plan's certificate says; None if no buffer could choose."""
+        problem, plan = file.problem, file.plan
+        found = next((c for c in plan.certificates if c.subject.startswith("assign:")), None)
+        if found is None:
+            return None
+        accessed = dict.fromkeys(found.subject.partition(":")[2].split("+"), 0)
+        for p in plan.placements:
+            if p.region in accessed:
+                accessed[p.region] += problem.buffers[p.buffer].accessed_bytes
+        return cls(accessed, found.gap)
+
+    def line(self) -> str:
+        """The share of each memory in what is read and written, and what is proven."""
+        total = sum(self.accessed_bytes.values())
+        shares = ", ".join(
+            f"{percent(size / total if total else 0.0)} in {name}"
+            for name, size in self.accessed_bytes.items()
+        )
+        least = f"at most {percent(self.gap)} slower than the fastest choice"
+        proof = least if self.gap else "no choice at this order is faster"
+        return f"memories: {exact_bytes(total)} read and written, {shares}; {proof}"
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The figures of one plan; ``Report.of`` makes it.
 
@@ -126,6 +159,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     fallback_ops: tuple[str, ...] = ()
     stream: StreamReport | None = None
+    memories: MemoriesReport | None = None
 
     @classmethod
     def of(
@@ -158,6 +192,7 @@ class Report:
             warnings=tuple(warnings),
             fallback_ops=tuple(fallback_ops),
             stream=StreamReport.of(streamed, file) if streamed else None,
+            memories=MemoriesReport.of(file),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -189,6 +224,7 @@ class Report:
             "warnings": list(self.warnings),
             "fallback_ops": list(self.fallback_ops),
             "stream": asdict(self.stream) if self.stream else None,
+            "memories": asdict(self.memories) if self.memories else None,
         }
 
     def to_text(self) -> str:
@@ -215,6 +251,8 @@ class Report:
         s = self.schedule
         if s.peak_live_bytes is not None:
             yield f"order: {_schedule_words(s)}"
+        if self.memories:
+            yield self.memories.line()
         work = [
             f"{exact_bytes(self.flash_bytes)} of flash" if self.flash_bytes is not None else "",
             f"{self.macs:,} MAC" if self.macs is not None else "",
@@ -377,12 +415,14 @@ def _region(timeline: Timeline, use: RegionUse) -> RegionReport:
 
 
 def _schedule(timeline: Timeline, baseline_peak_bytes: int | None) -> ScheduleReport:
-    use = timeline.primary
+    subjects = (c for c in timeline.file.plan.certificates if c.subject.startswith("schedule:"))
+    bound, use = next(subjects, None), timeline.primary
+    if bound is not None:
+        region, value = bound.subject.partition(":")[2], bound.value_bytes
+        return ScheduleReport(region, value, bound.lower_bound_bytes, baseline_peak_bytes)
     if use is None:
         return ScheduleReport(baseline_peak_bytes=baseline_peak_bytes)
-    bound = timeline.certificate("schedule", use.region.name)
-    least = bound.lower_bound_bytes if bound else None
-    return ScheduleReport(use.region.name, use.peak_live_bytes, least, baseline_peak_bytes)
+    return ScheduleReport(use.region.name, use.peak_live_bytes, None, baseline_peak_bytes)
 
 
 def _region_cells(r: RegionReport) -> tuple[str, str, str]:

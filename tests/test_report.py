@@ -72,6 +72,7 @@ def test_json_contract() -> None:
         "warnings": ["careful"],
         "fallback_ops": ["aten.foo"],
         "stream": None,
+        "memories": None,
     }
 
 

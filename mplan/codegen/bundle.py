@@ -73,6 +73,12 @@ def identifier(text: str) -> str:
     return f"net_{name}" if name[0].isdigit() else name
 
 
+def area_symbols(manifest: Manifest, target: Target) -> set[str]:
+    """The C symbols that the arrays of planned memories may have, those of weights left out."""
+    names = (m.name for m in target.memories if m.name != target.weights)
+    return {f"{manifest.name}_{label}" for label in ("arena", *map(identifier, names))}
+
+
 def ports(
     graph: Graph,
     rows: Mapping[str, int],

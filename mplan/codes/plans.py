@@ -121,6 +121,12 @@ CODES: dict[str, Code] = {
         "a solver failed",
         "OR-tools rejected a model or a network that mplan built. This is a bug in mplan.",
     ),
+    "MP228": Code(
+        "buffers cannot be shared out between the memories",
+        "Every buffer lies in one of the named memories, and no way was found in which each has room "
+        "for what lives in it at once. The help line says whether there is none at this order. Name "
+        "more memories (`--memories`), or use less memory.",
+    ),
     "MP230": Code(
         "malformed CSV",
         "The file does not follow MiniMalloc's format `id,lower,upper,size` with optional columns "

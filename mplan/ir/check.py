@@ -113,11 +113,12 @@ def _faults(problem: Problem) -> Iterator[Violation]:
     if not names:
         yield Violation("problem", "there is no region")
     for region in problem.regions:
-        if region.alignment < 1 or (region.capacity_bytes or 0) < 0:
-            yield Violation("problem", f"region {region.name} has a bad alignment or capacity")
+        if region.alignment < 1 or (region.capacity_bytes or 0) < 0 or region.cost < 0:
+            yield Violation("problem", f"region {region.name} has a bad alignment, capacity or cost")
     known = frozenset(names)
     for b in problem.buffers:
-        if b.size_bytes < 0 or b.alignment < 1 or not b.regions or not known.issuperset(b.regions):
+        bad = b.size_bytes < 0 or b.accessed_bytes < 0 or b.alignment < 1
+        if bad or not b.regions or not known.issuperset(b.regions):
             yield Violation("problem", f"buffer {b.name} has a bad size, alignment or region")
         if b.lifetime is not None and not 0 <= b.lifetime[0] <= b.lifetime[1]:
             yield Violation("problem", f"buffer {b.name} has the lifetime {b.lifetime}")
@@ -338,12 +339,16 @@ class _Checks(Replay):
 
     def _bound_fault(self, c: Certificate) -> str:
         decision, _, region = c.subject.partition(":")
-        if region not in {r.name for r in self.problem.regions}:
+        names = [region] if decision == "allocate" else region.split("+")
+        if len(set(names)) != len(names) or not {*names} <= {r.name for r in self.problem.regions}:
             return "it names no region"
-        if decision not in ("schedule", "allocate", "stream"):
+        if decision not in ("schedule", "allocate", "stream", "assign"):
             return f"unknown decision {decision!r}"
-        live = int(self.live_levels(region)[1].max())
-        value = self.plan.peak_bytes(region) if decision == "allocate" else live
+        if decision == "assign":
+            value = self._cost(region)
+        else:
+            live = int(self.live_levels(region)[1].max())
+            value = self.plan.peak_bytes(region) if decision == "allocate" else live
         if c.value_bytes != value:
             return f"it states {c.value_bytes:,} B, the plan has {value:,} B"
         if not 0 <= c.lower_bound_bytes <= value:
@@ -363,10 +368,15 @@ class _Checks(Replay):
             "padded": (horizon, lambda: self._padded_at(c.witness[0], region)),
             "fixed": (None, lambda: self._fixed_end(region)),
             "boundary": (None, lambda: self._boundary(region)),
+            "fastest": (None, lambda: self._fastest(region)),
             "working_set": (steps, lambda: self._working_set(c.witness[0], region)),
             "closure": (steps, lambda: self._closure(c.witness[0], region)),
         }
         if (c.bound_kind == "cuts") != (decision == "stream"):
+            return f"a {c.bound_kind} bound says nothing of what is decided"
+        if decision == "assign" and c.bound_kind not in ("fastest", "exhaustive"):
+            return f"a {c.bound_kind} bound says nothing of what is decided"
+        if c.bound_kind == "fastest" and decision != "assign":
             return f"a {c.bound_kind} bound says nothing of what is decided"
         if c.bound_kind in ("exhaustive", "cuts"):
             return ""
@@ -406,9 +416,21 @@ class _Checks(Replay):
         pads = -live % common
         return int(live.sum() + pads.sum() - pads.max(initial=0))
 
+    def _cost(self, region: str) -> int:
+        """Bytes accessed in ``region``, each times its cost, where no buffer changes regions."""
+        home, costs = self.home(region), {r.name: r.cost for r in self.problem.regions}
+        lies = {p.buffer: costs[p.region] for p in self.plan.placements}
+        return sum(b.accessed_bytes * lies[i] for i, b in enumerate(self.problem.buffers) if home[i])
+
+    def _fastest(self, region: str) -> int:
+        """``_cost`` if each buffer of ``region`` lay where it costs least."""
+        home, costs = self.home(region), {r.name: r.cost for r in self.problem.regions}
+        mine = (b for i, b in enumerate(self.problem.buffers) if home[i])
+        return sum(b.accessed_bytes * min(costs[name] for name in b.regions) for b in mine)
+
     def _fixed_end(self, region: str) -> int:
-        """The highest end of a buffer that must lie in ``region`` and has a fixed offset, its own or
-        that of an adjacent one."""
+        """The highest end of a buffer that lies in ``region`` for good and has a fixed offset, its
+        own or that of an adjacent one."""
         buffers = self.problem.buffers
         fixed = {i: b.offset for i, b in enumerate(buffers) if b.offset is not None}
         for group in self.problem.adjacent:
@@ -417,10 +439,14 @@ class _Checks(Replay):
             for base in [fixed[i] - places[i] for i in group if i in fixed]:
                 fixed |= {i: base + place for i, place in places.items()}
         held = set(self.buffer[self.of].tolist())
+        home = self.home(region)
         ends = (
             fixed[i] + b.size_bytes
             for i, b in enumerate(buffers)
-            if b.regions == (region,) and i in fixed and i in held
+            if i in fixed
+            and i in held
+            and home[i]
+            and (b.regions == (region,) or not self.plan.transfers)
         )
         return max(ends, default=0)
 

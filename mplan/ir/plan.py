@@ -38,7 +38,8 @@ class Region:
     """A memory. ``capacity_bytes`` None means unlimited; ``alignment`` holds for every buffer in it.
 
     Steps can touch buffers only in an ``addressable`` region; others (host memory, external flash)
-    hold spilled copies.
+    hold spilled copies. ``cost`` is the time to read or write a byte there, in picoseconds; 0 if it is
+    not known.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Region:
     alignment: int = 1
     kind: str = "dram"
     addressable: bool = True
+    cost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,10 @@ class Buffer:
 
     ``regions`` are the regions in which it may be touched, best first. ``live_in`` buffers hold data
     before the first step, ``live_out`` ones must survive the last. ``lifetime`` fixes the half-open
-    interval (problems without steps); in its ``gaps``, in order of time, the buffer holds less than all
-    its bytes. ``offset`` fixes the address, ``hint`` is one to try first. ``hint``, ``shape``,
-    ``dtype`` and ``where`` stay out of the digest.
+    interval (problems without steps); in its ``gaps``, in order of time, the buffer holds less than
+    all its bytes. ``offset`` fixes the address, ``hint`` is one to try first. ``accessed_bytes`` are
+    the bytes that are read and written of it, each as often as it is; they count where it may lie in
+    several regions. ``hint``, ``shape``, ``dtype`` and ``where`` stay out of the digest.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Buffer:
     where: str = ""
     gaps: tuple[Extent, ...] = ()
     hint: int | None = None
+    accessed_bytes: int = 0
 
     def held(self, start: int, end: int) -> Iterator[Extent]:
         """What it holds while it is placed during ``[start, end)``, in order of time."""
@@ -178,6 +182,9 @@ class Problem:
         }
         if self.adjacent:
             canonical["adjacent"] = [list(group) for group in self.adjacent]
+        if any(b.accessed_bytes for b in self.buffers):
+            canonical["accessed"] = [b.accessed_bytes for b in self.buffers]
+            canonical["costs"] = [r.cost for r in self.regions]
         return _sha256(canonical)
 
 
@@ -206,15 +213,18 @@ class Transfer:
 class Certificate:
     """What is known about one decision.
 
-    ``subject`` is ``schedule:REGION`` (peak live bytes over orders), ``allocate:REGION`` (height of the
-    arena at the plan's order) or ``stream:REGION`` (peak live bytes over the cuts of the ops into
-    streams). ``bound_kind`` names the argument: ``live`` (buffers live together
-    at the position ``witness[0]``), ``padded`` (the same, each but the highest padded to their common
+    ``subject`` is ``schedule:REGION`` (peak live bytes over orders), ``allocate:REGION`` (height of
+    the arena at the plan's order), ``stream:REGION`` (peak live bytes over the cuts of the ops into
+    streams) or ``assign:REGION`` (accessed bytes, each times the cost of the region in which it lies,
+    over the ways to choose regions at the plan's order). REGION may be several, joined by ``+``, for
+    all but ``allocate``. ``bound_kind`` names the argument: ``live`` (buffers live together at the
+    position ``witness[0]``), ``padded`` (the same, each but the highest padded to their common
     alignment), ``fixed`` (the end of a buffer of fixed offset), ``working_set`` (bytes that the step
-    ``witness[0]`` needs in any order), ``closure`` (the least bytes live while the step ``witness[0]``
-    runs, over all orders: a minimum cut), ``boundary`` (bytes live before the first step or after the
-    last), ``cuts`` (a dynamic program over all cuts into streams) or ``exhaustive`` (search space
-    exhausted). ``ir/check`` replays all but the last two.
+    ``witness[0]`` needs in any order), ``closure`` (the least bytes live while the step
+    ``witness[0]`` runs, over all orders: a minimum cut), ``boundary`` (bytes live before the first
+    step or after the last), ``fastest`` (each buffer where it costs least), ``cuts`` (a dynamic
+    program over all cuts into streams) or ``exhaustive`` (search space exhausted). ``ir/check``
+    replays all but the last two.
     """
 
     subject: str
@@ -252,8 +262,9 @@ class Plan:
     certificates: tuple[Certificate, ...] = field(default=())
 
     def peak_bytes(self, region: str) -> int:
-        """The height of ``region``; 0 if nothing lies there."""
-        return dict(self.peaks).get(region, 0)
+        """The height of ``region``, 0 if nothing lies there; of several, joined by ``+``, the sum."""
+        peaks = dict(self.peaks)
+        return sum(peaks.get(name, 0) for name in region.split("+"))
 
     def certificate(self, subject: str) -> Certificate | None:
         """The certificate of ``subject``, if the plan carries one."""

@@ -122,11 +122,12 @@ class Replay:
         return segment.region in allowed and self.problem.region(segment.region).addressable
 
     def live_levels(self, region: str) -> tuple[Any, Any]:
-        """The positions where the bytes placed in ``region`` change, and the bytes from there on."""
+        """The positions where the bytes placed in ``region`` (or several, joined by ``+``) change,
+        and the bytes from there on."""
         import numpy as np
 
         if region not in self._levels:
-            mine = self.region[self.of] == self.regions[region]
+            mine = self._among(region)[self.of]
             bytes_ = (self.high - self.low)[mine]
             times = np.concatenate(([0], self.begin[mine], self.until[mine]))
             order = np.argsort(times, kind="stable")
@@ -136,12 +137,18 @@ class Replay:
         return self._levels[region]
 
     def home(self, region: str) -> Any:
-        """Whether each buffer lies in ``region``, where no buffer changes regions."""
+        """Whether each buffer lies in ``region`` (or several), where no buffer changes regions."""
         import numpy as np
 
         home = np.zeros(len(self.size), np.bool_)
-        home[self.buffer[self.region == self.regions[region]]] = True
+        home[self.buffer[self._among(region)]] = True
         return home
+
+    def _among(self, region: str) -> Any:
+        """Whether each placement is in ``region``, or in one of several joined by ``+``."""
+        import numpy as np
+
+        return np.isin(self.region, [self.regions[name] for name in region.split("+")])
 
 
 def _exact_type(problem: Problem, plan: Plan) -> Any:

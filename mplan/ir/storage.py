@@ -6,7 +6,7 @@ problem; each op becomes a step. Views move no bytes, so they touch nothing and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -21,12 +21,14 @@ class Layout:
     """Which memories a graph may use.
 
     Activations go to ``arena``. Weights go to ``weights`` if that is a region, else they are the
-    caller's and not planned; the same holds for ``inputs`` and the user's inputs.
+    caller's and not planned; the same holds for ``inputs`` and the user's inputs. With ``memories`` the
+    arena stands for all of them together, and each buffer in it is given one in the end (``share``).
     """
 
     arena: Region
     weights: Region | None = None
     inputs: Region | None = None
+    memories: tuple[Region, ...] = ()
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -99,6 +101,22 @@ def problem_of(graph: Graph, layout: Layout) -> Lowered:
     ``live_in`` and may be overwritten after its last use.
     """
     return _Lowering(graph, layout).run()
+
+
+def share(lowered: Lowered, layout: Layout, accessed: Sequence[int]) -> Lowered:
+    """``lowered`` with the layout's memories in the place of its arena: each of the arena's buffers may
+    lie in any, those of least cost first. ``accessed`` are the bytes that each buffer is read and
+    written."""
+    names = tuple(r.name for r in sorted(layout.memories, key=lambda r: r.cost))
+    problem = lowered.problem
+    buffers = tuple(
+        replace(b, regions=names, accessed_bytes=n) if b.regions == (layout.arena.name,) else b
+        for b, n in zip(problem.buffers, accessed, strict=True)
+    )
+    others = tuple(r for r in problem.regions if r != layout.arena)
+    return replace(
+        lowered, problem=replace(problem, regions=(*layout.memories, *others), buffers=buffers)
+    )
 
 
 @dataclass

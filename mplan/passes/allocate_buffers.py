@@ -9,9 +9,10 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from mplan.diagnostics import InfeasibleError
+from mplan.ir.accesses import accessed_bytes
 from mplan.ir.graph import Graph
 from mplan.ir.plan import Certificate
-from mplan.ir.storage import problem_of
+from mplan.ir.storage import problem_of, share
 from mplan.passes.base import Context, Pass
 from mplan.passes.schedule_ops import renumber
 
@@ -22,7 +23,8 @@ class AllocateBuffers(Pass):
 
     Where the captured order, which ``schedule`` has replaced, leads to a lower arena or to the only
     one that fits, the graph goes back to it; where an order found together with addresses does, it
-    gets that one. Empty ``solver`` and zero ``limit_s`` stand for those of
+    gets that one. Of several memories it is not the height that counts: the order stays if there is a
+    way to share the buffers out at it. Empty ``solver`` and zero ``limit_s`` stand for those of
     the run's context (less what the schedule took). InfeasibleError when a region overflows.
     """
 
@@ -47,7 +49,8 @@ class AllocateBuffers(Pass):
             ctx.spent_s = ctx.limit_s
             self._place(captured, ctx, ctx.captured_certificate)
             return captured
-        if ctx.baseline_peak_bytes is None or ctx.baseline_peak_bytes >= height:
+        baseline = ctx.baseline_peak_bytes
+        if baseline is None or baseline >= height or ctx.layout.memories:
             return graph
         found = ctx.lowered, ctx.plan
         ctx.spent_s = ctx.limit_s
@@ -59,14 +62,14 @@ class AllocateBuffers(Pass):
         return graph
 
     def _rearranged(self, graph: Graph, ctx: Context) -> Graph:
-        """``graph`` in an order found together with addresses, if its arena exceeds the least that an
-        order needs, every op is one step, and that helps."""
+        """``graph`` in an order found together with addresses, if its arena is one memory that exceeds
+        the least that an order needs, every op is one step, and that helps."""
         from mplan.passes.planner import rearrange
 
         lowered, plan = ctx.lowered, ctx.plan
         assert lowered is not None and plan is not None
         left = self._left(ctx)
-        single = lowered.op_of == tuple(range(len(graph.ops)))
+        single = lowered.op_of == tuple(range(len(graph.ops))) and not ctx.layout.memories
         if (self.solver or ctx.solver) != "auto" or left <= 0 or not single:
             return graph
         found = rearrange(lowered.problem, plan, limit_s=left, seed=ctx.seed)
@@ -99,6 +102,8 @@ class AllocateBuffers(Pass):
 
         started = time.monotonic()
         lowered = problem_of(graph, ctx.layout)
+        if ctx.layout.memories:
+            lowered = share(lowered, ctx.layout, accessed_bytes(graph, lowered))
         problem = lowered.problem
         # within a budget it is work that is least, not bytes
         streamed = ctx.streamed.certificate if ctx.streamed and not ctx.streamed.budget else None

@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import gcd, lcm
 
-from mplan.diagnostics import InternalError
+from mplan.diagnostics import InfeasibleError, InternalError
 from mplan.ir.check import check
 from mplan.ir.plan import Certificate, Plan, Problem, Status
 from mplan.passes import joint, repeats
 from mplan.passes.allocate import Allocated, OverBudget, allocate
 from mplan.passes.live import live_peak
+from mplan.passes.memories import assign, choices, pooled
 from mplan.passes.schedule import Ordered, arena, schedule
 from mplan.passes.solvers.interface import SOLVERS, Deadline, Decision, find_solver, guard
 from mplan.passes.solvers.interrupt import graceful
@@ -61,8 +62,10 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
 
     ``solver`` names a solver of either decision; the other one is then made by ``auto``. The limit
     holds for the whole plan: at most half of it is the scheduler's. Ctrl-C ends the search; the best
-    plan so far is returned. Raises OverBudget (an InfeasibleError) MP221 or MP222 if a region
-    overflows, UserError MP215 for a malformed problem and MP220 for an unknown solver.
+    plan so far is returned. Buffers that may lie in several regions of known cost are shared out at
+    the order of fewest live bytes. Raises OverBudget (an InfeasibleError) MP221 or MP222 if a region
+    overflows, InfeasibleError MP228 if several do, UserError MP215 for a malformed problem and MP220
+    for an unknown solver.
     """
     name = _name("allocate", solver)
     guard(problem)
@@ -70,7 +73,9 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
     with graceful():
         deadline = _deadline(problem, limit_s)
         if not problem.steps:
-            return _complete(_allocate_all(problem, captured, name, deadline, seed), ())
+            return place(problem, captured, solver=name, limit_s=deadline.remaining(), seed=seed)
+        if choices(problem):
+            return _shared_out(problem, solver, deadline, seed)
         ordered, known = _order(problem, _name("schedule", solver), deadline.share(0.5), seed)
         certificate = ordered.certificate
         try:
@@ -90,6 +95,35 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
             found = _jointly(problem, best.positions, certificate.lower_bound_bytes, deadline, seed)
             best = (_hinted(problem, found, seed) if found else None) or best
         return _complete(best, (certificate,))
+
+
+def _shared_out(problem: Problem, solver: str, deadline: Deadline, seed: int) -> Plan:
+    """A plan of several memories, at the captured order if no way is found at the scheduled one."""
+    pool, name = pooled(problem), _name("allocate", solver)
+    ordered, _ = _order(pool, _name("schedule", solver), deadline.share(0.5), seed)
+    captured = tuple(range(len(problem.steps)))
+    with suppress(InfeasibleError):
+        limit = deadline if ordered.order == captured else deadline.share(_FIRST_ORDER)
+        return _assigned(problem, ordered.order, (ordered.certificate,), name, limit, seed)
+    return _assigned(problem, captured, (ordered.certificate,), name, deadline, seed)
+
+
+def _assigned(
+    problem: Problem,
+    order: tuple[int, ...],
+    certificates: tuple[Certificate, ...],
+    solver: str,
+    deadline: Deadline,
+    seed: int,
+) -> Plan:
+    """The plan at ``order`` whose buffers lie in the regions where accesses cost least."""
+
+    def attempt(narrowed: Problem, limit: Deadline) -> _Draft:
+        return _allocate_all(narrowed, order, solver, limit, seed)
+
+    exact = solver in ("auto", "exact")
+    draft, found = assign(problem, order, attempt, deadline, seed=seed, exact=exact)
+    return _complete(replace(draft, problem=problem), certificates, found)
 
 
 def _deadline(problem: Problem, limit_s: float) -> Deadline:
@@ -232,15 +266,18 @@ def place(
     limit_s: float = 10.0,
     seed: int = 0,
 ) -> Plan:
-    """A checked plan at a given order: every region allocated.
+    """A checked plan at a given order: every region allocated, buffers that have a choice shared out.
 
     ``certificates`` of a schedule or of streams are carried over, with the value that ``order`` has;
     ``hints`` are offsets to try first, by buffer. Raises
-    OverBudget MP221 or MP222 if a region overflows, InternalError MP299 if the plan fails ``check``.
+    OverBudget MP221 or MP222 if a region overflows, InfeasibleError MP228 if several do together,
+    InternalError MP299 if the plan fails ``check``.
     """
     name = _name("allocate", solver)
     with graceful():
         deadline = _deadline(problem, limit_s)
+        if choices(problem):
+            return _assigned(problem, tuple(order), certificates, name, deadline, seed)
         captured = tuple(order) == tuple(range(len(problem.steps)))
         known = None
         if name == "auto" and captured:
@@ -288,15 +325,18 @@ def _better(
     return found if known is None or found.height_bytes < known.height_bytes else known
 
 
-def _complete(draft: _Draft, certificates: tuple[Certificate, ...]) -> Plan:
+def _complete(draft: _Draft, certificates: tuple[Certificate, ...], *others: Certificate) -> Plan:
+    """The sealed plan; ``certificates`` are restated for its order, ``others`` are as they are."""
     problem, order, parts = draft.problem, draft.order, draft.parts
+    live = pooled(problem) if choices(problem) else problem
     plan = Plan(
         problem=problem.digest,
         order=order,
         placements=tuple(sorted((p for a in parts for p in a.placements), key=lambda p: p.buffer)),
         peaks=tuple((r.name, a.height_bytes) for r, a in zip(problem.regions, parts, strict=True)),
         certificates=(
-            *_restated(problem, order, certificates),
+            *_restated(live, order, certificates),
+            *others,
             *(a.certificate for a in parts),
         ),
     )

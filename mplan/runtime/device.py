@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mplan.codegen.bundle import GOLDEN, PLAN, Manifest, load_manifest, target_of_bundle
+from mplan.codegen.bundle import GOLDEN, PLAN, Manifest, area_symbols, load_manifest, target_of_bundle
 from mplan.codegen.c.stream import PlannedStage
 from mplan.diagnostics import CheckError, UserError, Where
 from mplan.ir.plan import Step
@@ -47,8 +47,9 @@ class DeviceRun:
     ``instructions`` is the largest count of one inference, ``steps`` are those of that inference by
     step of the plan (what is left is the code around the steps), ``functions`` those of the whole run
     by function, callees left out. ``memories`` says what was written and read of each.
-    ``arena_touched_bytes`` is the arena's high-water mark. ``stack_bytes`` was used,
-    ``stack_bound_bytes`` is the most that could be along ``stack_chain``, None if nothing bounds it.
+    ``arena_touched_bytes`` is the arena's high-water mark, of several memories the sum.
+    ``stack_bytes`` was used, ``stack_bound_bytes`` is the most that could be along ``stack_chain``,
+    None if nothing bounds it.
     """
 
     outputs: tuple[tuple[np.ndarray, ...], ...]
@@ -161,7 +162,8 @@ def _device_run(
     error: tuple[float, bool] | None,
 ) -> DeviceRun:
     longest = max(result.between(1, 2), key=lambda i: i.instructions, default=Interval(0, {}))
-    arena = result.touched.get(f"{manifest.name}_arena")
+    symbols = area_symbols(manifest, target_of_bundle(manifest))
+    areas = [span for name, span in result.touched.items() if name in symbols]
     return DeviceRun(
         outputs=outputs,
         outputs_match=error[1] if error else None,
@@ -172,7 +174,7 @@ def _device_run(
         sram_touched_bytes=result.sram_touched_bytes,
         memories=result.accessed,
         arena_bytes=manifest.arena_bytes,
-        arena_touched_bytes=arena.high_water_bytes if arena else None,
+        arena_touched_bytes=sum(a.high_water_bytes for a in areas) if areas else None,
         stack_bytes=result.stack_bytes,
         stack_bound_bytes=bound.bytes,
         stack_chain=bound.chain,

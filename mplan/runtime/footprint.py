@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mplan.codegen.bundle import Manifest, load_manifest, target_of_bundle
-from mplan.codegen.c.text import identifier
+from mplan.codegen.bundle import Manifest, area_symbols, load_manifest, target_of_bundle
 from mplan.runtime import elf
 from mplan.runtime.device import build_bundle
 from mplan.runtime.firmware import Firmware
@@ -34,6 +33,7 @@ class Part:
 class Footprint:
     """The RAM and flash of a linked image, by what takes them; ``capacity`` is the part's.
 
+    ``memories`` are the RAMs in use: what the image takes of each (the stack as reserved) and its size.
     The last part is what belongs to no network: start-up code, the harness that feeds the network, and
     functions of the compiler's library. The stack is an upper bound; 0 with ``stack_bounded`` false if
     there is none.
@@ -43,6 +43,7 @@ class Footprint:
     parts: tuple[Part, ...]
     capacity: Part
     stack_bounded: bool
+    memories: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def total(self) -> Part:
@@ -77,9 +78,14 @@ def measure(folder: str | Path, toolchain: Literal["zig", "gcc"] = "zig") -> Foo
         firmware = build_bundle(folder, manifest, Path(work), toolchain)
         own = _own_symbols(firmware.elf.parent, manifest)
         bound = stack_bound(firmware)
-        areas = _areas(manifest, target)
+        areas = area_symbols(manifest, target)
         parts = _parts(firmware, manifest.name, areas, own, bound.bytes or 0)
-    return Footprint(toolchain, parts, _capacity(target), bound.bytes is not None)
+    memories = {
+        m.name: (firmware.used_bytes[m.name], m.size_bytes or 0)
+        for m in firmware.memories
+        if m.kind != "flash" and firmware.used_bytes[m.name]
+    }
+    return Footprint(toolchain, parts, _capacity(target), bound.bytes is not None, memories)
 
 
 def _own_symbols(objects: Path, manifest: Manifest) -> set[str]:
@@ -87,12 +93,6 @@ def _own_symbols(objects: Path, manifest: Manifest) -> set[str]:
     stems = {Path(source).stem for source in manifest.sources}
     paths = [p for p in objects.glob("*.o") if p.stem.partition("-")[2] in stems]
     return {name for path in paths for name in elf.symbol_sizes(path)}
-
-
-def _areas(manifest: Manifest, target: Target) -> set[str]:
-    """The symbols of the planned memories."""
-    labels = ["arena", *(identifier(m.name) for m in target.memories)]
-    return {f"{manifest.name}_{label}" for label in labels}
 
 
 def _parts(
@@ -157,6 +157,9 @@ def render(found: Footprint, console: Console) -> None:
         for used, size in ((total.ram_bytes, part.ram_bytes), (total.flash_bytes, part.flash_bytes))
     )
     table.add_row(Text(total.name, style="bold"), *(Text(cell) for cell in cells))
+    for name, (used, size) in found.memories.items() if len(found.memories) > 1 else ():
+        share = f"{exact_bytes(used)}, {percent(used / size)} of {exact_bytes(size)}"
+        table.add_row(Text(f"  of {clean(name)}"), Text(share), Text(""))
     console.print(table)
 
 

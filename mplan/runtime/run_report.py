@@ -43,6 +43,13 @@ def facts(run: DeviceRun) -> tuple[str, ...]:
         f"stack {exact_bytes(run.stack_bytes)}, at most {bound}: {' > '.join(run.stack_chain)}",
         f"flash {exact_bytes(run.flash_bytes)}, static RAM {exact_bytes(run.ram_static_bytes)}",
     ]
+    if len(used := {n: a for n, a in run.memories.items() if a.written_bytes}) > 1:
+        each = (
+            f"{exact_bytes(a.written_bytes)} of {n}"
+            + (f" (read {exact_bytes(a.read_bytes)})" if a.read_bytes is not None else "")
+            for n, a in used.items()
+        )
+        lines.append(f"written {', '.join(each)}")
     if run.max_abs_err is not None:
         verdict = "match" if run.outputs_match else "differ from"
         lines.append(f"outputs {verdict} PyTorch's, largest error {run.max_abs_err:.3g}")

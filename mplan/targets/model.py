@@ -37,7 +37,9 @@ class Memory:
 
     def region(self) -> Region:
         """The planner's view of this memory."""
-        return Region(self.name, self.size_bytes, self.alignment, self.kind, self.addressable)
+        rate = self.bandwidth_bytes_per_s
+        cost = round(1e12 / rate) if rate else 0
+        return Region(self.name, self.size_bytes, self.alignment, self.kind, self.addressable, cost)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class AreaView:
     macro: str
     size_bytes: int
     declared_bytes: int
+    section: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,9 @@ def emit_c(
     """
     if not is_identifier(name):
         raise UserError("MP503", f"{name!r} is not a C identifier", help="use letters, digits and _")
-    memory = Memory(graph, lowered, plan, name)
+    placed = [m for m in target.memories if m.base is not None] if target else []
+    sections = {m.name for m in placed if target and m.name != target.arena}
+    memory = Memory(graph, lowered, plan, name, sections)
     writer = _Writer(graph, memory, plan, constants, target.name if target else "", affines or {})
     return writer.files(golden)
 
@@ -161,6 +164,7 @@ class _Writer:
             "macs": graph_macs(self.graph),
             "areas": [_area_view(a) for a in self.memory.areas],
             "arena_bytes": self.memory.areas[0].size_bytes,
+            "ram_bytes": sum(a.size_bytes for a in self.memory.areas),
             "weights_bytes": self.memory.weights_bytes,
             "has_weights": bool(fields),
             "fields": fields,
@@ -190,7 +194,7 @@ class _Writer:
                 source=_comment_safe(self.sources[i]) if kind == "input" else "",
                 elements=t.numel,
                 size_bytes=t.numel * t.dtype.itemsize,
-                offset_bytes=t.offset_bytes if t.array.is_macro else None,
+                offset_bytes=t.offset_bytes if t.array.name == self.memory.areas[0].macro else None,
                 pointer=""
                 if t.array.is_pointer or (kind == "input" and self._arrives(i))
                 else t.pointer,
@@ -361,7 +365,8 @@ def _signature(inputs: Iterable[Port], outputs: Iterable[Port]) -> str:
 
 
 def _area_view(area: Area) -> AreaView:
-    return AreaView(area.symbol, area.macro, area.size_bytes, max(area.size_bytes, 1))
+    declared = max(area.size_bytes, 1)
+    return AreaView(area.symbol, area.macro, area.size_bytes, declared, area.section)
 
 
 def _ordered(functions: Iterable[Function]) -> list[Function]:

@@ -6,6 +6,7 @@ one constant struct whose members stand at the plan's offsets, too.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from mplan.codegen.c.tensors import Array, Tensor
@@ -34,22 +35,34 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """The array that holds a region: its C symbol, the macro that makes addresses in it, its size."""
+    """The array that holds a region: its C symbol, the macro that makes addresses in it, its size.
+
+    ``section`` is where it lies if nothing else is said; empty for where other data does.
+    """
 
     region: str
     symbol: str
     macro: str
     size_bytes: int
+    section: str = ""
 
 
 class Memory:
     """The addresses of a planned graph's values.
 
-    UserError MP504 if the graph and the plan do not belong together, if an input is not planned, or
-    if weights share a region with activations.
+    Regions in ``sections`` have a section of their own, the others lie where data does. UserError
+    MP504 if the graph and the plan do not belong together, if an input is not planned, or if weights
+    share a region with activations.
     """
 
-    def __init__(self, graph: Graph, lowered: Lowered, plan: Plan, name: str) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        lowered: Lowered,
+        plan: Plan,
+        name: str,
+        sections: Collection[str] = (),
+    ) -> None:
         if lowered.problem.digest != plan.problem or len({*lowered.op_of}) != len(graph.ops):
             raise UserError("MP504", f"the plan is not one of the graph {graph.name}")
         self.graph = graph
@@ -69,7 +82,7 @@ class Memory:
             for number, item in enumerate(user_inputs(graph))
             if item.value.name not in lowered.buffer_of.keys() | self._pushed
         }
-        self.areas = self._areas()
+        self.areas = self._areas(sections)
         self._macro_of = {a.region: Array(a.macro, is_macro=True) for a in self.areas}
 
     def tensor(self, name: str, position: int) -> Tensor:
@@ -162,7 +175,7 @@ class Memory:
             found.append(Member(item.value, name, item.source or item.value.name, offset, size))
         return tuple(sorted(found, key=lambda m: (m.offset_bytes, m.size_bytes)))
 
-    def _areas(self) -> tuple[Area, ...]:
+    def _areas(self, sections: Collection[str]) -> tuple[Area, ...]:
         weights = {self.lowered.buffer_of.get(m.value.name) for m in self.members}
         heights: dict[str, int] = {}
         constant: set[str] = set()
@@ -177,15 +190,18 @@ class Memory:
             both = ", ".join(sorted(constant & set(heights)))
             raise UserError("MP504", f"weights and activations are both planned into {both}")
         regions = [r.name for r in self.lowered.problem.regions if r.name not in constant]
-        return tuple(
-            self._area(region, first=region == regions[0], size_bytes=heights.get(region, 0))
-            for region in regions
-            if region in heights or region == regions[0]
-        )
+        used = [r for r in regions if r in heights or r == regions[0]]
+        return tuple(self._area(r, r == regions[0], heights.get(r, 0), r in sections) for r in used)
 
-    def _area(self, region: str, first: bool, size_bytes: int) -> Area:
+    def _area(self, region: str, first: bool, size_bytes: int, apart: bool) -> Area:
         label = "arena" if first else identifier(region)
-        return Area(region, f"{self.name}_{label}", label.upper(), size_bytes)
+        return Area(
+            region,
+            f"{self.name}_{label}",
+            label.upper(),
+            size_bytes,
+            f".mplan.{region}" if apart else "",
+        )
 
 
 def _starts(graph: Graph, found: Storages) -> dict[str, int]:

@@ -28,17 +28,21 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
     if any(terms > _MAX_TERMS for terms in accumulate(map(len, instance.cliques()))):
         return
     for minimise, share in ((False, 0.6), (True, 1.0)):
-        if search.closed or deadline.expired:
+        if search.closed or search.hopeless or deadline.expired:
             return
         most = search.value - 1 if search.goal is None else min(search.value - 1, search.goal)
         low, high = search.bound.bytes, most if minimise else search.bound.bytes
+        unit = unit_of(instance)
+        above = (high // unit + 1) * unit
+        if minimise and -(-low // unit) * unit > high:
+            search.raise_bound(Bound(min(above, search.value), "exhaustive"))
+            return
         model = _Model(instance, low, high, minimise)
         result = cpsat.solve(model.model, model.offsets, deadline.share(share), seed)
         if result.values:
-            offsets = tuple(v * model.unit for v in result.values)
+            offsets = tuple(v * unit for v in result.values)
             search.offer(offsets, instance.height(offsets), "cpsat")
         if result.status == "infeasible":
-            above = (high // model.unit + 1) * model.unit
             search.raise_bound(Bound(min(above, search.value), "exhaustive"))
         elif result.status == "optimal":
             search.raise_bound(Bound(search.value, "exhaustive"))

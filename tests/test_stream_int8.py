@@ -250,6 +250,17 @@ def test_code_is_generated_for_convolutions_and_what_reads_their_pixels() -> Non
     assert all(rule is not None and emitted(op, rule) for op, rule in rules)
 
 
+def test_several_images_at_once_are_not_streamed() -> None:
+    """No C is generated for streams of them, so those that do not fit are refused as they are."""
+    pool = "mplan.qmax_pool2d(input=%x, kernel_size=[3, 3], stride=[1, 1], padding=[1, 1, 1, 1])"
+    for count, streams in ((1, True), (2, False)):
+        images = f"i8[{count},6,6,4]"
+        graph = parse(f"graph @g(%x: {images}) {{\n  %y: {images} = {pool}\n  return %y\n}}")
+        (op,) = graph.ops
+        rule = geometry(op, {v.name: v.type for v in graph.values})
+        assert rule is not None and emitted(op, rule) == streams
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["cut", "one"])
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_c_of_these_networks_has_the_same_bytes(name: str, whole: bool, tmp_path: Path) -> None:

@@ -434,3 +434,27 @@ padding=[0, 0, 0, 0])
     values = {"x": torch.arange(-60, 60, dtype=torch.int8).reshape(1, 6, 5, 4)}
     out = run_in_arena(found, ctx.lowered, ctx.plan, values)
     assert torch.equal(out[0], run(graph, values)[0])
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_is_read_through_a_view_is_not_followed(held: bool) -> None:
+    """The gate of a squeeze-and-excitation block, whose channels become rows and channels again."""
+    text = """graph @gated(%x: i8[1,6,5,8], const %t: i8[256]) {
+      %m: i8[1,1,1,8] = mplan.qmean(input=%x, dim=[1, 2], keepdim=true, input_zero_point=0, \
+multiplier=1073741824, shift=-4, output_zero_point=0)
+      %c: i8[1,1,1,8] = mplan.qtable(input=%m, table=%t)
+      %v: i8[1,8,1,1] view(%c) = aten.view.default(self=%c, size=[1, 8, 1, 1])
+      %s: i8[1,8,1,1] = mplan.qtable(input=%v, table=%t)
+      %w: i8[1,1,1,8] view(%s) = aten.view.default(self=%s, size=[1, 1, 1, 8])
+      %y: i8[1,6,5,8] = mplan.qmul(input=%x, other=%w, input_zero_point=0, other_zero_point=0, \
+multiplier=1073741824, shift=-4, output_zero_point=0)
+      return %y
+    }"""
+    graph, ctx = parse(text), context(held)
+    verify(graph)
+    values = {"x": torch.arange(-120, 120, dtype=torch.int8).reshape(1, 6, 5, 8)}
+    values["t"] = torch.arange(127, -129, -1, dtype=torch.int8)
+    found, _ = planned(graph, StreamRows(), ctx)
+    assert ctx.lowered is not None and ctx.plan is not None
+    out = run_in_arena(found, ctx.lowered, ctx.plan, values)
+    assert torch.equal(out[0], run(graph, values)[0])

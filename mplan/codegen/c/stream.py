@@ -18,7 +18,7 @@ from mplan.codegen.c.tensors import Code, Function, Tensor
 from mplan.codegen.c.text import CTYPES, call, identifier
 from mplan.diagnostics import UnsupportedError
 from mplan.ir.geometry import ONLY, SAME, Access, Spatial
-from mplan.ir.graph import Graph, Loop, Op, Ref
+from mplan.ir.graph import Graph, Loop, Op, Ref, tensor_type
 from mplan.ir.plan import Plan
 from mplan.ir.rings import Capacity, capacities, lines_of, position_bytes, row_inputs
 from mplan.ir.storage import Lowered, storages
@@ -117,7 +117,13 @@ def planned_stages(graph: Graph, lowered: Lowered, plan: Plan) -> tuple[PlannedS
 
 
 def has_rows(op: Op, rule: Spatial) -> bool:
-    """Whether C is generated for ``op`` inside of a stream, where it has the geometry ``rule``."""
+    """Whether C is generated for ``op`` inside of a stream, where it has the geometry ``rule``.
+
+    Streams take one image at a time.
+    """
+    shape = tensor_type(op.result).shape
+    if len(shape) == 4 and shape[0] != 1:
+        return False
     alike = all(reach in (SAME, ONLY) for access in rule.accesses for reach in access.reach)
     summed = op.kind == "mplan.qmean" if rule.reduces else alike and op.kind in TABLE
     return op.kind in ROWS or summed
@@ -174,7 +180,8 @@ class _Stream:
         for node in self.flow.nodes:
             for op, rule in zip(node.ops, node.rules, strict=True):
                 self._site(op).require(
-                    has_rows(op, rule), "has no kernel by rows; streams are emitted for int8 networks"
+                    has_rows(op, rule),
+                    "has no kernel by rows; streams are emitted for int8 images, one at a time",
                 )
         pushes = [n.out for n in self.flow.nodes if self._pushed(n)]
         self.site.require(len(pushes) < 2, "with rows of several inputs that arrive")

@@ -52,6 +52,9 @@ class Chain:
         self.born: dict[str, int] = dict.fromkeys(held, -1)
         self.last: dict[str, int] = {}
         self.readers: dict[str, set[int]] = {}
+        #: Storages that streams read through views, in which rows may be others.
+        self.viewed: set[str] = set()
+        self._views = {v.name for v in graph.values if v.alias and v.alias.kind == "view"}
         for index, unit in enumerate(self.units):
             for op in unit.ops:
                 self._use(op, index)
@@ -68,6 +71,8 @@ class Chain:
             root = self.found.root[name]
             self.last[root] = index
             self.readers.setdefault(root, set()).add(index)
+            if name in self._views and self.units[index].node is not None:
+                self.viewed.add(root)
 
     def dims_at(self, unit: int) -> tuple[int, int] | None:
         """Which dimensions are rows and columns to a unit; None if it has none."""

@@ -228,7 +228,7 @@ class _Ending:
             if self.flow.nodes[stage.nodes[-1]] in self.nodes[first - self.low :]
         ]
         for name in dying:
-            if name not in self.flow.sizes or not chain.by_rows(name):
+            if name not in self.flow.sizes or name in chain.viewed or not chain.by_rows(name):
                 continue
             operand = chain.types[name]
             assert isinstance(operand, TensorType)

@@ -55,15 +55,16 @@ class Pixels:
     def local(self, name: str, dims: tuple[int, int]) -> Tensor:
         """The pixels as a tensor of one row at the pointer ``name``; ``dims`` are rows and columns."""
         shape = [n for n in self.type.shape if isinstance(n, int)]
+        pointer, dtype = Array(name, is_pointer=True), self.type.dtype
         if len(shape) <= max(dims):
-            return Tensor.dense(name, self.type.dtype, tuple(shape))
+            return Tensor(pointer, dtype, tuple(shape), contiguous_strides(tuple(shape)))
         shape[dims[0]], shape[dims[1]] = 1, self.count
         inner = list(shape)
         inner[dims[1]] = 1
         strides = list(contiguous_strides(tuple(inner)))
         strides[dims[1]] = self.step_bytes // self.type.dtype.itemsize
         strides[dims[0]] = strides[dims[1]] * self.count
-        return Tensor(Array(name), self.type.dtype, tuple(shape), tuple(strides))
+        return Tensor(pointer, dtype, tuple(shape), tuple(strides))
 
 
 def pointwise(

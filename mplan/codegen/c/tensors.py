@@ -60,7 +60,7 @@ def argument(arg: object) -> str:
 class Array:
     """Where a tensor's bytes are: an array of its own, or ``macro(type, byte offset)``.
 
-    ``is_pointer`` says that the name is a variable that the caller sets: its address is no constant.
+    ``is_pointer`` says that the name is a variable: the address is no constant.
     """
 
     name: str

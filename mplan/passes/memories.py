@@ -153,10 +153,18 @@ def _items(problem: Problem, order: Sequence[int], names: tuple[str, ...]) -> It
 
 
 class _Program:
-    """The 0/1 program: one region per item, in no region more bytes at once than it has room for."""
+    """The 0/1 program: one region per item, in no region more bytes at once than it has room for.
+
+    Where every item is one buffer without gaps, all begin at multiples of the region's alignment, so
+    each takes its size rounded up to that (``units``) of the room rounded up.
+    """
 
     def __init__(self, problem: Problem, items: tuple[Item, ...], names: tuple[str, ...]) -> None:
+        whole = not any(problem.buffers[i].gaps for item in items for i in item.buffers)
+        apart = whole and all(len(item.buffers) == 1 for item in items)
+        self.units = {name: problem.region(name).alignment if apart else 1 for name in names}
         every = sum(x.high - x.low for item in items for x in item.extents)
+        every += len(items) * max(self.units.values())
         sizes = {name: problem.region(name).capacity_bytes for name in names}
         self.items = items
         self.room = {name: every if size is None else size for name, size in sizes.items()}
@@ -167,6 +175,10 @@ class _Program:
     def cost(self, regions: Sequence[str]) -> int:
         """Accessed bytes times cost."""
         return sum(i.accessed_bytes * self.costs[r] for i, r in zip(self.items, regions, strict=True))
+
+    def padded(self, size: int, region: str) -> int:
+        """``size`` rounded up to the unit of ``region``."""
+        return size + -size % self.units[region]
 
     def rule_out(self, region: str, regions: Sequence[str]) -> None:
         """Not all of the items that now lie in ``region`` may lie there."""
@@ -188,9 +200,14 @@ class _Program:
             model.add_exactly_one(row.values())
         for live in self.moments:
             for region, room in self.room.items():
-                terms = [(lies[n][region], size) for n, size in live.items() if region in lies[n]]
-                if sum(size for _, size in terms) > room:
-                    model.add(sum(var * size for var, size in terms) <= room)
+                terms = [
+                    (lies[n][region], self.padded(size, region))
+                    for n, size in live.items()
+                    if region in lies[n]
+                ]
+                most = self.padded(room, region)
+                if sum(size for _, size in terms) > most:
+                    model.add(sum(var * size for var, size in terms) <= most)
         for region, cut in self.cuts:
             model.add_bool_or([lies[n][region].negated() for n in cut])
         pairs = [(n, r) for n, item in enumerate(self.items) for r in item.regions]
@@ -222,26 +239,28 @@ class _Program:
 
     def _filled(self, order: Iterable[int]) -> tuple[str, ...] | None:
         """The items of ``order``, one by one in the cheapest region with room."""
-        at: dict[int, list[tuple[int, int]]] = {}
+        moments: dict[int, list[tuple[int, int]]] = {}
         for number, live in enumerate(self.moments):
             for n, size in live.items():
-                at.setdefault(n, []).append((number, size))
-        free = {name: [room] * len(self.moments) for name, room in self.room.items()}
+                moments.setdefault(n, []).append((number, size))
+        rooms = {name: self.padded(room, name) for name, room in self.room.items()}
+        free = {name: [room] * len(self.moments) for name, room in rooms.items()}
         regions: dict[int, str] = {}
         for n in order:
-            needs = at.get(n, [])
+            needs = moments.get(n, [])
             for name in self.items[n].regions:
                 ruled = any(
                     name == r and n in cut and all(regions.get(m) == r for m in cut if m != n)
                     for r, cut in self.cuts
                 )
-                if not ruled and all(free[name][number] >= size for number, size in needs):
+                enough = (free[name][at] >= self.padded(size, name) for at, size in needs)
+                if not ruled and all(enough):
                     regions[n] = name
                     break
             else:
                 return None
             for number, size in needs:
-                free[regions[n]][number] -= size
+                free[regions[n]][number] -= self.padded(size, regions[n])
         return tuple(regions[n] for n in range(len(self.items)))
 
 

@@ -422,3 +422,10 @@ def test_ops_in_phases_run_once(tmp_path: Path) -> None:
     expected = F.conv2d(x, constants["w"], constants["b"], padding=1).relu().mean((2, 3))
     network = build(tmp_path, files)
     assert_close(network.run([x], [expected]), [expected])
+
+
+def test_a_network_that_returns_its_input_is_refused() -> None:
+    graph = parse("graph @net(%x: f32[4]) {\n  return %x\n}")
+    with pytest.raises(MplanError, match="the network net computes nothing") as caught:
+        emitted(graph, {})
+    assert caught.value.code == "MP501"

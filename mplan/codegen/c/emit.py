@@ -106,6 +106,8 @@ def emit_c(
     sections = {m.name for m in placed if target and m.name != target.arena}
     memory = Memory(graph, lowered, plan, name, sections)
     writer = _Writer(graph, memory, plan, constants, target.name if target else "", affines or {})
+    if not plan.order:  # nothing is live at any time, so that there is no arena to hold the inputs
+        raise UnsupportedError("MP501", f"the network {name} computes nothing")
     return writer.files(golden)
 
 

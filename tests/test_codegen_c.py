@@ -386,7 +386,6 @@ def test_parts_that_do_not_belong_together() -> None:
     fails("MP504", lambda: emit_tiny(plan=other))
     fails("MP504", lambda: emit_tiny(constants={"w": tiny_constants()["w"]}))
     fails("MP504", lambda: emit_tiny(constants={**tiny_constants(), "b": torch.ones(3).double()}))
-    fails("MP504", lambda: emit_tiny(layout=Layout(SRAM)))
     fails("MP504", lambda: emit_tiny(layout=Layout(SRAM, weights=SRAM, inputs=SRAM)))
     fails("MP504", lambda: emit_tiny(golden={"input0": np.zeros((1, 2, 4, 4), np.float32)}))
     wrong = {"input0": np.zeros((2, 4, 4), np.float32), "output0": np.zeros((1, 3), np.float32)}

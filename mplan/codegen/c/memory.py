@@ -51,8 +51,8 @@ class Memory:
     """The addresses of a planned graph's values.
 
     Regions in ``sections`` have a section of their own, the others lie where data does. UserError
-    MP504 if the graph and the plan do not belong together, if an input is not planned, or if weights
-    share a region with activations.
+    MP504 if the graph and the plan do not belong together, or if weights share a region with
+    activations. Inputs that are not planned are read where the caller has them.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class StreamRows(Pass):
         layered = live_bytes(Inplace().run(graph, ctx), ctx)
         built, limit = self._best(space, ctx)
         ctx.layout = space.layout
-        live = live_bytes(built.graph, ctx)
+        live = live_bytes(Inplace().run(built.graph, ctx), ctx)
         least = space.least_peak(limit)
         bound = least.peak_bytes if least else 0
         certificate = Certificate(

@@ -104,9 +104,27 @@ class Chain:
         roots = (self.found.root[name] for op in self.units[unit].ops for name in op.operands)
         return any(root in self.pushed and root not in by_rows for root in roots)
 
+    def plain(self, unit: int) -> bool:
+        """Whether a unit may run as it is, outside of streams: it needs no rows that arrive, and its
+        result lies as streams expect it."""
+        ops, node = self.units[unit].ops, self.units[unit].node
+        if node is None:
+            return True
+        type_ = self.types[node.out]
+        assert isinstance(type_, TensorType)
+        by_rows = not self.by_rows(node.out) or lies_by_rows(type_, self.dims[node.out])
+        return by_rows and not any(self.found.root[n] in self.pushed for o in ops for n in o.operands)
+
     def alone(self, unit: int) -> int:
-        """The most bytes that live while a unit runs that is no part of a stream."""
+        """The most bytes that live while a unit runs that is no part of a stream.
+
+        A pointwise op may write over an operand that dies, as the pass ``inplace`` will have it.
+        """
         kept, dying, made = self.around(unit, unit + 1)
+        op = self.units[unit].ops[-1]
+        if len(self.units[unit].ops) == 1 and lookup(op.kind).pointwise and not op.scratch:
+            sizes = [self.nbytes(n) for n in dying if n not in self.held]
+            kept -= sum(self.nbytes(n) for n in made[:1] if self.nbytes(n) in sizes)
         claimed = (
             sum(self.nbytes(n) for n in made if n not in _unborn(op, phase)) + _scratch(op, phase)
             for op in self.units[unit].ops

@@ -50,11 +50,12 @@ def options(chain: Chain, limits: Limits) -> dict[tuple[int, int], list[Option]]
     for end in range(1, len(chain.units) + 1):
         if chain.starved(end - 1):
             continue
-        if chain.units[end - 1].node is None:
-            found[end - 1, end] = [Option(chain.alone(end - 1), chain.units[end - 1].macs)]
-        else:
+        if chain.units[end - 1].node is not None:
             for first, ways in _Ending(chain, end, limits).intervals():
                 found[first, end] = ways
+        if chain.plain(end - 1):
+            plain = Option(chain.alone(end - 1), chain.units[end - 1].macs)
+            found[end - 1, end] = [plain, *found.get((end - 1, end), [])]
     return found
 
 

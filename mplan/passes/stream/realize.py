@@ -12,7 +12,7 @@ from mplan.ir.storage import storages
 from mplan.ir.types import TensorType
 from mplan.ir.verify_stream import pixel_strides
 from mplan.passes.stream.build import stream_op
-from mplan.passes.stream.chain import Chain, Unit
+from mplan.passes.stream.chain import Chain
 from mplan.passes.stream.search import Schedule, Segment
 
 #: How many ways to lay out the segments so far are followed up.
@@ -143,14 +143,13 @@ class _Building:
         order = [node for node in nodes if node.out in made]
         results = [self._result(node.ops[-1].result, node.out) for node in order]
         down = stream_op(nodes, results, self.values, choice, self.chain.pushed)
-        apart = units[0].ops if self._plain(units, down) else (down,)
         if not segment.option.replaced:
-            return Ways(apart)
+            return Ways((down,))
         builds = [down]
         if not self._reads_pushed(down):
             turned = replace(choice, up=True)
             builds.append(stream_op(nodes, results, self.values, turned, self.chain.pushed))
-        return Ways(apart, tuple(self._move(op, segment.option.replaced) for op in builds))
+        return Ways((down,), tuple(self._move(op, segment.option.replaced) for op in builds))
 
     def _move(self, op: Op, storage: str) -> Move:
         """``op`` with its last result in the memory of ``storage``."""
@@ -169,12 +168,6 @@ class _Building:
     def _reads_pushed(self, op: Op) -> bool:
         """Whether rows arrive for ``op``: the first ones first."""
         return any(name in self.chain.pushed for name in op.operands)
-
-    def _plain(self, units: Sequence[Unit], build: Op) -> bool:
-        """Whether a stream is no more than its one unit, which yields the same by itself."""
-        alike = [v.type for v in build.values] == [v.type for v in units[0].ops[-1].values]
-        whole = not (build.loop and build.loop.axes) and not self._reads_pushed(build)
-        return len(units) == 1 and alike and whole
 
     def _name(self, storage: str) -> str:
         """The value in which a storage leaves its maker."""

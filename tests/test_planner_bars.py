@@ -7,23 +7,18 @@ cores several times the seconds that are needed.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mplan.passes.allocate import allocate
-from mplan.passes.allocate.canonical import decide
-from mplan.passes.allocate.grid import grid_of
-from mplan.passes.allocate.instance import from_problem
 from mplan.passes.planner import solve
 from mplan.passes.schedule import schedule
-from mplan.passes.solvers.interface import Deadline
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 from planner_generated import skips
-from planner_packings import KINDS, packing, packings
+from planner_packings import packings
 from planner_sets import DATA, SETS, read
 
 #: Live peak in bytes, and whether it must be proven within the limit in seconds.
@@ -87,19 +82,6 @@ def test_irregular_networks_are_proven_from_end_to_end(name: str) -> None:
 def test_cut_rectangles_are_put_together_again(name: str) -> None:
     problem = dict(packings(3))[name]()
     assert allocate(problem, limit_s=30).height_bytes <= problem.regions[0].capacity_bytes
-
-
-@pytest.mark.parametrize("seed", [1, 5])
-def test_tighter_rectangles_need_jumps_over_what_is_not_to_blame(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Step by step back, no attempt of the first round ends.
-    monkeypatch.setitem(KINDS, "E", replace(KINDS["E"], dropped=0.06))
-    problem = packing("E", seed)
-    capacity = problem.regions[0].capacity_bytes or 0
-    grid = grid_of(from_problem(problem, (), "arena"))
-    verdict, offsets = decide(grid, capacity, Deadline(600))
-    assert verdict == "found" and grid.instance.height(offsets) <= capacity
 
 
 def test_ten_thousand_irregular_steps_run_at_the_bound() -> None:

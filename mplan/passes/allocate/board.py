@@ -125,7 +125,6 @@ class Board:
 
         kernel = _kernel()
         count = len(order)
-        depth = 2 * count + 2
         boxes = np.zeros(count, np.dtype(kernel.BOX))
         for name, column in self.rows.items():
             boxes[name] = column[order]
@@ -139,13 +138,11 @@ class Board:
             sections=sections,
             members=rank[box][np.lexsort((rank[box], section))],
             starts=np.argsort(boxes["low"], kind="stable"),
-            frames=np.zeros(depth, np.dtype(kernel.FRAME)),
+            frames=np.zeros(2 * count + 2, np.dtype(kernel.FRAME)),
             choices=np.zeros(8 * count + 8, np.int64),
             trail=np.zeros(8 * (count + len(sections)), np.dtype(kernel.CHANGE)),
             dirty=np.zeros(len(sections), np.int64),
             clock=np.zeros(1, np.dtype(kernel.CLOCK)),
-            causes=np.zeros((count, depth // 64 + 1), np.int64),
-            blame=np.zeros((depth, depth // 64 + 1), np.int64),
         )
 
     def _section_records(self, boxes: Any) -> Any:
@@ -187,7 +184,4 @@ def _longer(state: Any) -> Any:
 
     growing = {name: getattr(state, name) for name in ("frames", "choices", "trail")}
     longer = {name: np.concatenate((a, np.zeros_like(a))) for name, a in growing.items()}
-    wider = {name: getattr(state, name) for name in ("causes", "blame")}
-    longer |= {name: np.concatenate((a, np.zeros_like(a)), axis=1) for name, a in wider.items()}
-    longer["blame"] = np.concatenate((longer["blame"], np.zeros_like(longer["blame"])))
     return state._replace(**longer)

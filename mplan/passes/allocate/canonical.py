@@ -16,9 +16,8 @@ on both sides have higher floors):
 - Of all sections the one with the fewest alternatives, the least slack or both is chosen, over its
   failures so far: conflicts are met early and remembered (Boussemart et al., "Boosting Systematic
   Search by Weighting Constraints", ECAI 2004).
-- A failure is traced to the decisions that raised or placed the boxes involved. When a decision has no
-  alternatives left, the search goes back to the last of those and drops the others since then: they had
-  no part in it (Prosser, "Hybrid Algorithms for the Constraint Satisfaction Problem", 1993).
+- When a decision has no alternatives left, decisions since then about other components are undone
+  with it: they had no part in the failure.
 
 Attempts of bounded work with several orders of preference follow each other, since the time to a
 packing is heavy-tailed (Gomes, Selman and Kautz, "Boosting Combinatorial Search Through

@@ -27,9 +27,8 @@ def _record(*names: str) -> list[tuple[str, str]]:
 
 #: A box lives in the sections ``[low, high)`` and lies at a multiple of ``alignment`` not above
 #: ``last``; boxes that are equal have the same ``twin``. While it is not placed its ``offset`` is -1,
-#: and it lies at ``least`` or higher. ``seen`` is the last node that saved it, ``frame`` the decision
-#: that placed it.
-BOX = _record("low", "high", "size", "alignment", "last", "twin", "least", "offset", "seen", "frame")
+#: and it lies at ``least`` or higher. ``seen`` is the last node that saved it.
+BOX = _record("low", "high", "size", "alignment", "last", "twin", "least", "offset", "seen")
 #: A section's boxes are ``members[first:]`` up to the next section's ``first``, those that begin here
 #: ``starts[opening:]`` likewise; a box must end at ``ceiling``. ``count`` boxes are the lowest that can
 #: still be placed here, at ``floor``; ``rest`` units are still to place. The highest box placed ends at
@@ -42,9 +41,8 @@ SECTION = _record(
 FRAME = _record("section", "level", "mark", "first", "end", "next", "left", "right")
 #: What a change replaced, to be undone: of ``kind`` at ``index``.
 CHANGE = _record("kind", "index", "first", "second", "third")
-#: The heights of stack and trail, the nodes and elementary steps so far, what to do next, and the box
-#: that had no place left at this node, or -1.
-CLOCK = _record("depth", "trail", "nodes", "work", "descend", "culprit")
+#: The heights of stack and trail, the nodes and elementary steps so far, and what to do next.
+CLOCK = _record("depth", "trail", "nodes", "work", "descend")
 
 _WALL = 2**62
 _BOX, _SECTION, _PLACED = 0, 1, 2
@@ -55,8 +53,6 @@ class State(NamedTuple):
 
     Boxes are numbered in order of preference. ``choices`` holds the alternatives of all frames, a box
     or -1 for none; ``dirty`` the sections whose floor must be found again; ``clock`` has one record.
-    Rows of bits stand for sets of decisions: those that raised a box (``causes``), and those without
-    which what failed so far under a decision would not have failed (``blame``).
     """
 
     boxes: Any
@@ -68,8 +64,6 @@ class State(NamedTuple):
     trail: Any
     dirty: Any
     clock: Any
-    causes: Any
-    blame: Any
 
 
 def _inner(function: Function) -> Function:
@@ -81,13 +75,6 @@ def _inner(function: Function) -> Function:
 @_inner
 def _up(offset: int, alignment: int) -> int:
     return (offset + alignment - 1) // alignment * alignment
-
-
-@_inner
-def _join(bits: Any, others: Any, depth: int) -> None:
-    """Add to a set the decisions of another one up to ``depth``."""
-    for k in range((depth >> 6) + 1):
-        bits[k] |= others[k]
 
 
 @_inner
@@ -119,7 +106,6 @@ def _undo(t: State, mark: int) -> None:
             section.floor, section.count, section.top = change.first, change.second, change.third
         elif change.kind == _BOX:
             t.boxes[change.index].least = change.first
-            t.causes[change.index, change.second >> 6] &= ~(1 << (change.second & 63))
         else:
             box = t.boxes[change.index]
             box.offset = -1
@@ -135,12 +121,10 @@ def _raise(t: State, b: int, least: int, dirty: int) -> int:
     box = t.boxes[b]
     old, new = box.least, _up(least, box.alignment)
     if new > box.last:
-        t.clock[0].culprit = b
         return -1
     if box.seen != t.clock[0].nodes:
-        box.seen, depth = t.clock[0].nodes, t.clock[0].depth - 1
-        _note(t, _BOX, b, old, depth, 0)
-        t.causes[b, depth >> 6] |= 1 << (depth & 63)
+        box.seen = t.clock[0].nodes
+        _note(t, _BOX, b, old, 0, 0)
     box.least = new
     for s in range(box.low, box.high):
         section = t.sections[s]
@@ -177,7 +161,7 @@ def _place(t: State, b: int, offset: int) -> int:
     """Place ``b``; the number of dirty sections, -1 if a box has no place left."""
     box = t.boxes[b]
     _note(t, _PLACED, b, 0, 0, 0)
-    box.offset, box.frame = offset, t.clock[0].depth - 1
+    box.offset = offset
     end = offset + box.size
     dirty = 0
     for s in range(box.low, box.high):
@@ -315,7 +299,6 @@ def _descend(t: State, rule: int) -> bool:
     frame.left, frame.right = left, right
     frame.first = t.frames[depth - 1].end if depth else 0
     frame.next = frame.end = frame.first
-    t.blame[depth] = 0
     _choose(t, frame)
     t.clock[0].depth += 1
     return True
@@ -352,7 +335,6 @@ def _try(t: State, frame: Any) -> bool:
     frame.next += 1
     t.clock[0].nodes += 1
     t.clock[0].work += 1
-    t.clock[0].culprit = -1
     if b < 0:
         dirty = _leave(t, frame.section, frame.level, frame.end)
     elif _rests(t, b, frame.level):
@@ -360,49 +342,21 @@ def _try(t: State, frame: Any) -> bool:
     else:
         return False
     failed = frame.section if dirty < 0 else _settle(t, dirty)
-    if failed < 0:
-        return True
-    t.sections[failed].failures += 1
-    _accuse(t, failed if dirty >= 0 else -1)
-    return False
-
-
-@_inner
-def _accuse(t: State, overflow: int) -> None:
-    """Blame those who raised the boxes left in the section that overflows (-1: none does), or the box
-    that has no place left."""
-    depth, culprit = t.clock[0].depth - 1, t.clock[0].culprit
-    if overflow >= 0:
-        for at in range(t.sections[overflow].first, t.sections[overflow + 1].first):
-            b = t.members[at]
-            if t.boxes[b].offset < 0:
-                _join(t.blame[depth], t.causes[b], depth)
-    elif culprit >= 0:
-        _join(t.blame[depth], t.causes[culprit], depth)
+    if failed >= 0:
+        t.sections[failed].failures += 1
+    return bool(failed < 0)
 
 
 @_inner
 def _retreat(t: State) -> bool:
-    """Go back from a decision without alternatives to the last one to blame; False if there is none.
-
-    On what its group could rest depends on who placed or raised the boxes around it.
-    """
+    """Drop a decision without alternatives, and with it those about other components that were made
+    since the last one about its own; False if there is none."""
     depth = t.clock[0].depth - 1
-    frame, blame = t.frames[depth], t.blame[depth]
-    for at in range(frame.first, frame.end - 1):
-        for k in range(_neighbours(t, t.choices[at])):
-            c = _neighbour(t, t.choices[at], k)
-            if t.boxes[c].offset < 0:
-                _join(blame, t.causes[c], depth)
-            else:
-                blame[t.boxes[c].frame >> 6] |= 1 << (t.boxes[c].frame & 63)
-    below = depth - 1
-    while below >= 0 and not (blame[below >> 6] >> (below & 63)) & 1:
-        below -= 1
-    t.clock[0].depth = below + 1
-    if below >= 0:
-        _join(t.blame[below], blame, below)
-    return bool(below >= 0)
+    left, right = t.frames[depth].left, t.frames[depth].right
+    while depth and (t.frames[depth - 1].right <= left or t.frames[depth - 1].left >= right):
+        depth -= 1
+    t.clock[0].depth = depth
+    return bool(depth > 0)
 
 
 @_inner

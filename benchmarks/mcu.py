@@ -50,29 +50,29 @@ Row = dict[str, Any]
 
 
 def run_row(captured: Any, name: str, core: str, budget: int | None, once: bool) -> Row:
-    """Compile and run a network on a core; the same integers twice."""
+    """Compile a network for a core and run it; the same integers twice."""
     asked: dict[str, Any] = {"target": CORES[core], "input": "rows", "io": "int8-nhwc", "name": "net"}
     if budget is not None:
         asked["budget"] = budget
     rows = []
-    for _ in range(1 if once else 2):
-        with tempfile.TemporaryDirectory() as folder:
-            compiled = compile_model(captured, out=folder, **asked)
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = compile_model(captured, out=folder, **asked)
+        for _ in range(1 if once else 2):
             found = run_bundle(folder, emulator="qemu")
-        rows.append(
-            {
-                "network": name,
-                "core": core,
-                "budget_bytes": budget,
-                "macs": compiled.report.macs,
-                "arena_bytes": found.arena_bytes,
-                "written_bytes": found.arena_touched_bytes,
-                "stack_bytes": found.stack_bytes,
-                "flash_bytes": found.flash_bytes,
-                "instructions": found.instructions,
-                "exact": found.max_abs_err == 0 and found.outputs_match,
-            }
-        )
+            rows.append(
+                {
+                    "network": name,
+                    "core": core,
+                    "budget_bytes": budget,
+                    "macs": compiled.report.macs,
+                    "arena_bytes": found.arena_bytes,
+                    "written_bytes": found.arena_touched_bytes,
+                    "stack_bytes": found.stack_bytes,
+                    "flash_bytes": found.flash_bytes,
+                    "instructions": found.instructions,
+                    "exact": found.max_abs_err == 0 and found.outputs_match,
+                }
+            )
     if any(row != rows[0] for row in rows):
         raise SystemExit(f"{name} on {core}: two runs differ: {rows}")
     return {**rows[0], "runs": len(rows)}

@@ -11,11 +11,13 @@ from torch.nn import functional as F
 
 import mplan
 from mplan.diagnostics import UnsupportedError, UserError
+from mplan.ir.affine import Affine
 from mplan.ir.graph import Graph
 from mplan.ir.parser import parse
 from mplan.ir.verify import verify
 from mplan.passes.base import Context
 from mplan.passes.lower_quantized import LowerQuantized
+from mplan.passes.lower_quantized.goal import Goal
 from tests.c_support import LAYOUT
 from tests.qdq_nets import Calls, floats_in, lowered, outputs_of, quantized, steps_between
 
@@ -353,3 +355,22 @@ def test_weights_get_coarser_where_a_bias_would_not_fit() -> None:
     (ours,) = outputs_of(graph, ctx.constants, [x])
     (theirs,) = outputs_of(parse(text), constants, [x])
     assert (ours.int() - theirs.int()).abs().max() <= 1
+
+
+def test_a_clamp_behind_a_clamp_is_one_clamp() -> None:
+    """Also where the ranges do not meet: everything then becomes the second one's near end."""
+    bounds = [None, -2.0, 0.0, 1.0, 3.0]
+    pairs = [(a, b) for a in bounds for b in bounds if a is None or b is None or a <= b]
+    numbers = torch.linspace(-4, 4, 33)
+    for first in pairs:
+        for second in pairs:
+            goal = Goal(Affine(0.1, 0), *second).within(*first)
+            wanted = numbers
+            for low, high in (first, second):
+                if (low, high) != (None, None):
+                    wanted = wanted.clamp(low, high)
+            if (goal.low, goal.high) != (None, None):
+                assert torch.equal(numbers.clamp(goal.low, goal.high), wanted)
+                assert goal.low is None or goal.high is None or goal.low <= goal.high
+            else:
+                assert torch.equal(numbers, wanted)

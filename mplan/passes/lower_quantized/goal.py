@@ -28,9 +28,16 @@ class Goal:
 
     def within(self, low: float | None, high: float | None) -> Goal:
         """The goal of a value that is clamped to ``[low, high]`` before it meets this one."""
-        lows = [n for n in (low, self.low) if n is not None]
-        highs = [n for n in (high, self.high) if n is not None]
-        return replace(self, low=max(lows, default=None), high=min(highs, default=None))
+        return replace(
+            self,
+            low=self.low if low is None else self._kept(low),
+            high=self.high if high is None else self._kept(high),
+        )
+
+    def _kept(self, number: float) -> float:
+        """A bound of an earlier clamp as this one leaves it: ranges that do not meet become a point."""
+        above = number if self.low is None else max(number, self.low)
+        return above if self.high is None else min(above, self.high)
 
     def divided(self, factor: float) -> Goal:
         """The goal of a value that meets this one after a multiplication by ``factor > 0``."""

@@ -210,9 +210,9 @@ def document(runs: Sequence[Row], plans: Sequence[Row]) -> str:
         (
             "# int8 networks on microcontrollers",
             "`python benchmarks/mcu.py --write` makes this page. One inference in QEMU, the image "
-            "arriving by rows, least bytes at the model's own work. Outputs equal the integer "
-            "reference's in every byte, and all integers are the same in two runs. Ratios are ours "
-            "over the peer's.",
+            "arriving by rows, at the model's own work: with the least bytes, and within a budget in "
+            "which rows are enough. Outputs equal the integer reference's in every byte, and all "
+            "integers are the same in two runs. Ratios are ours over the peer's.",
             run_table(runs),
             "## Plans",
             "Arenas for the least bytes within a limit of multiply-accumulates. The bound holds for "

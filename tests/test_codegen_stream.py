@@ -24,6 +24,7 @@ from mplan.ir.storage import Layout, Lowered
 from mplan.passes.base import Context
 from mplan.passes.registry import parse_pipeline
 from mplan.passes.stream.build import Choice
+from mplan.pipeline import PIPELINES as PIPELINES_BY_FAMILY
 from mplan.pipeline import run_passes
 from mplan.runtime.device import run_bundle
 from tests.c_support import (
@@ -281,3 +282,17 @@ def test_an_image_in_flash_on_a_microcontroller(tmp_path: Path) -> None:
     for ours, theirs in zip(found.outputs, wanted, strict=True):
         assert torch.equal(torch.tensor(ours[0]), theirs)
     assert found.arena_bytes == found.arena_touched_bytes <= 13_100
+
+
+@pytest.mark.parametrize(("target", "most"), [("stm32f746", 34.5e6), ("mps3-an547", 11.3e6)])
+def test_a_trained_model_takes_no_more_instructions_than_peers(
+    target: str, most: float, tmp_path: Path
+) -> None:
+    """What TinyEngine (Cortex-M7) and CMSIS-NN (Cortex-M55) need, in a fifth of their memory."""
+    passes = PIPELINES_BY_FAMILY["mcu"].replace("compare=true", "compare=false")
+    asked = {"input": "rows", "io": "int8-nhwc", "budget": 17_200, "pipeline": passes}
+    compile_model(VWW1, out=tmp_path / "out", target=target, **asked)
+    found = run_bundle(tmp_path / "out", emulator="qemu")
+    assert found.outputs_match and found.max_abs_err == 0
+    assert found.arena_bytes == found.arena_touched_bytes <= 17_200
+    assert found.instructions <= most

@@ -169,7 +169,7 @@ def test_attention_with_a_mask_stays_float() -> None:
 
 def test_an_image_of_one_channel_is_nhwc_without_a_copy() -> None:
     """Its bytes are the same in both layouts, so that its rows can arrive one by one."""
-    program = mplan.quantize(nn.Conv2d(1, 4, 3), [torch.randn(1, 1, 9, 7)])
+    program = mplan.quantize(nn.Conv2d(1, 4, 3).eval(), [torch.randn(1, 1, 9, 7)])
     captured = capture_for(program, None, None, Options(target="stm32f746", io="int8-nhwc"))
     (image,) = (i.value for i in captured.graph.inputs if i.role == "input")
     assert image.type.shape == (1, 9, 7, 1) and image.alias is None

@@ -325,7 +325,8 @@ def _bundle(result: Result, name: str, project: str) -> dict[str, str | bytes]:
 
     from mplan.codegen import bundle
     from mplan.codegen.c.emit import emit_c
-    from mplan.codegen.c.stream import arriving_rows, planned_stages
+    from mplan.codegen.c.memory import arriving_rows
+    from mplan.codegen.c.stream import planned_stages
     from mplan.codegen.project import emit_project
     from mplan.codegen.project.sources import Sources
     from mplan.ir.plan_json import print_plan

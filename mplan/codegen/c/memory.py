@@ -76,11 +76,11 @@ class Memory:
             self._placed.setdefault(placement.buffer, []).append(placement)
         self.members = self._members()
         self._member_of = {m.value.name: m for m in self.members}
-        self._pushed = row_inputs(graph).keys() - lowered.buffer_of.keys()
+        self.arriving = arriving_rows(graph, lowered)
         self._outside = {
             item.value.name: Array(f"{name}_input_{number}_at", is_pointer=True)
             for number, item in enumerate(user_inputs(graph))
-            if item.value.name not in lowered.buffer_of.keys() | self._pushed
+            if item.value.name not in lowered.buffer_of.keys() | self.arriving.keys()
         }
         self.areas = self._areas(sections)
         self._macro_of = {a.region: Array(a.macro, is_macro=True) for a in self.areas}
@@ -115,7 +115,7 @@ class Memory:
 
     def pushed(self, name: str) -> bool:
         """Whether ``name`` is a user's input that lies in no memory: its rows arrive one by one."""
-        return name in self._pushed
+        return name in self.arriving
 
     def weight(self, name: str) -> bool:
         """Whether the bytes of ``name`` are constant."""
@@ -212,6 +212,11 @@ def _starts(graph: Graph, found: Storages) -> dict[str, int]:
         offset = alias.offset_bytes if alias and isinstance(alias.offset_bytes, int) else 0
         starts[value.name] = offset + (starts[alias.of] if alias else found.lead[value.name])
     return starts
+
+
+def arriving_rows(graph: Graph, lowered: Lowered) -> dict[str, int]:
+    """The inputs of ``graph`` that lie in no memory, with the number of rows in which they arrive."""
+    return {name: count for name, count in row_inputs(graph).items() if name not in lowered.buffer_of}
 
 
 def static_type(value: Value) -> TensorType:

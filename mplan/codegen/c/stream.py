@@ -20,7 +20,7 @@ from mplan.diagnostics import UnsupportedError
 from mplan.ir.geometry import ONLY, SAME, Access, Spatial
 from mplan.ir.graph import Graph, Loop, Op, Ref, tensor_type
 from mplan.ir.plan import Plan
-from mplan.ir.rings import Capacity, capacities, lines_of, position_bytes, row_inputs
+from mplan.ir.rings import Capacity, capacities, lines_of, position_bytes
 from mplan.ir.storage import Lowered, storages
 from mplan.ir.streaming import Line, Node, Read, Stage, dims_of, flow_of
 from mplan.ir.types import TensorType
@@ -73,14 +73,9 @@ class ArrivingRows:
     row_elements: int
 
 
-def arriving_rows(graph: Graph, lowered: Lowered) -> dict[str, int]:
-    """The inputs of ``graph`` that lie in no memory, with the number of rows in which they arrive."""
-    return {name: count for name, count in row_inputs(graph).items() if name not in lowered.buffer_of}
-
-
 def pushed_input(graph: Graph, memory: Memory) -> ArrivingRows | None:
     """The input of ``graph`` that arrives by rows, if one does."""
-    found = arriving_rows(graph, memory.lowered)
+    found = memory.arriving
     for index, item in enumerate(user_inputs(graph)):
         if item.value.name in found:
             type_, count = static_type(item.value), found[item.value.name]

@@ -6,6 +6,7 @@ stream keeps where it stands in a struct, so that one whose input arrives by row
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -22,7 +23,7 @@ from mplan.ir.graph import Graph, Loop, Op, Ref, tensor_type
 from mplan.ir.plan import Plan
 from mplan.ir.rings import Capacity, capacities, lines_of, position_bytes
 from mplan.ir.storage import Lowered, storages
-from mplan.ir.streaming import Line, Node, Read, Stage, dims_of, flow_of
+from mplan.ir.streaming import Flow, Line, Node, Read, Stage, dims_of, flow_of
 from mplan.ir.types import TensorType
 from mplan.ir.verify_stream import lies_by_rows
 
@@ -104,11 +105,20 @@ def planned_stages(graph: Graph, lowered: Lowered, plan: Plan) -> tuple[PlannedS
             continue
         flow = flow_of(loop)
         for number, stage in enumerate(flow.stages):
-            ops = [op for n in stage.nodes for op in flow.nodes[n].ops]
-            kind = ", ".join(op.kind for op in ops) or "a row that arrives"
+            ops = _ops(flow, stage)
             where = str(ops[-1].loc) if ops and ops[-1].loc else ""
-            found.append(PlannedStage(position, number, stage.out, kind, where))
+            found.append(PlannedStage(position, number, stage.out, _work(ops), where))
     return tuple(found)
+
+
+def _ops(flow: Flow, stage: Stage) -> list[Op]:
+    """The ops of a stage, none where it takes a row of an input."""
+    return [op for n in stage.nodes for op in flow.nodes[n].ops]
+
+
+def _work(ops: Sequence[Op]) -> str:
+    """What a stage of ``ops`` does, in words."""
+    return ", ".join(op.kind for op in ops) or "a row of the input"
 
 
 def has_rows(op: Op, rule: Spatial) -> bool:
@@ -212,8 +222,7 @@ class _Stream:
 
     def _stage_view(self, number: int, stage: Stage) -> StageView:
         first = sum(len(self._made(before)) for before in self.flow.stages[:number])
-        kinds = [op.kind for n in stage.nodes for op in self.flow.nodes[n].ops]
-        what = f"{stage.out} = {', '.join(kinds)}" if kinds else f"a row of {stage.out}"
+        what = f"{stage.out} = {_work(_ops(self.flow, stage))}"
         return StageView(number, what, first, first + len(self._made(stage)), stage.reduces)
 
     def _made(self, stage: Stage) -> list[Read]:

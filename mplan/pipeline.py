@@ -22,7 +22,7 @@ from mplan.ir.verify import verify
 from mplan.options import Options, parse_bytes
 from mplan.passes.base import Context, Pass, Streamed
 from mplan.passes.memories import together
-from mplan.passes.registry import parse_pipeline, print_pass
+from mplan.passes.registry import parse_pipeline, print_pass, print_pipeline
 from mplan.passes.solvers.interrupt import graceful
 from mplan.targets.load import load_target
 from mplan.targets.model import Target
@@ -164,9 +164,8 @@ def plan_graph(
     with graceful():
         graph = run_passes(graph, passes, ctx, watchers)
     if ctx.plan is None or ctx.lowered is None:
-        names = ",".join(p.name for p in passes)
-        hint = "end the pipeline with allocate"
-        raise UserError("MP421", f"the pipeline {names!r} makes no plan", help=hint)
+        what = f"the pipeline {print_pipeline(passes)!r} makes no plan"
+        raise UserError("MP421", what, help="end the pipeline with allocate")
     return Planned(
         graph,
         ctx.lowered,
@@ -203,9 +202,9 @@ def asked(passes: Sequence[Pass], options: Options, *, wanted: bool = False) -> 
 
     wanted = wanted or options.max_mac_factor is not None or bool(options.input)
     if wanted and not any(isinstance(p, StreamRows) for p in passes):
-        names = ",".join(p.name for p in passes)
+        what = f"there are no streams in the pipeline {print_pipeline(passes)!r}"
         hint = "plan for a microcontroller, or name the pass stream in the pipeline"
-        raise UserError("MP421", f"there are no streams in the pipeline {names!r}", help=hint)
+        raise UserError("MP421", what, help=hint)
 
     def ask(pass_: StreamRows) -> StreamRows:
         return replace(

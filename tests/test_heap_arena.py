@@ -360,30 +360,6 @@ def test_survivors_die_on_other_threads() -> None:
     assert mapped_pages(base, 32 * PAGE) == set()
 
 
-def test_recycle_keeps_survivors_and_the_warm_pages() -> None:
-    arena = Arena(6 * PAGE)
-    with heap.measure() as m:
-        first = fill_arena(arena, [(0, PAGE), (2 * PAGE, 100), (4 * PAGE, PAGE)])
-        (kept,) = first[1:2]
-        old = arena.base
-        del first
-        arena.recycle()
-        assert arena.base != old
-        assert m.current_bytes == 5 * PAGE + 100, "warm pages count"
-        assert mapped_pages(old, 6 * PAGE) == {2}
-        assert bytes(arena.view(4 * PAGE, PAGE)) == b"\x03" * PAGE, "moved, not cleared"
-        assert arena.live_bytes == 0
-        fill_arena(arena, [(0, 6 * PAGE)])
-        assert m.peak_bytes == 6 * PAGE + 100
-        assert bool((kept == 2).all())
-        del kept
-        assert m.current_bytes == 6 * PAGE
-        now = arena.base
-        arena.recycle()
-        assert arena.base == now, "nothing survives: the mapping stays"
-    arena.close()
-
-
 def test_a_forgotten_arena_is_closed_by_the_collector() -> None:
     gc.collect()
     level = heap.level_bytes()
@@ -419,11 +395,10 @@ def test_wrong_uses_of_an_arena_are_refused() -> None:
         with pytest.raises(UserError, match="128"):
             arena.poison(64, 65)
         with arena.replay(SlotTable([])):
-            for misuse in (arena.close, arena.recycle):
-                with pytest.raises(UserError, match="in use by a replay"):
-                    misuse()
+            with pytest.raises(UserError, match="in use by a replay"):
+                arena.close()
     arena.close()
-    for misuse in (arena.recycle, arena.poison, arena.view, lambda: arena.live_bytes):
+    for misuse in (arena.poison, arena.view, lambda: arena.live_bytes):
         with pytest.raises(UserError, match="closed"):
             misuse()
 

@@ -14,7 +14,7 @@ import torch
 from mplan.diagnostics import UnsupportedError, UserError
 from mplan.ir import ops
 from mplan.ir.aten_ops import flat_results, type_of
-from mplan.ir.graph import Alias, Op, Ref, Value
+from mplan.ir.graph import Op, Ref, Value
 from mplan.ir.loops import tiles
 from mplan.ir.ops import OpDef, Param, lookup
 from mplan.ir.parser import parse
@@ -211,15 +211,9 @@ def test_the_shape_rule_gives_what_execution_yields(call: tuple[str, dict[str, A
 def test_every_call_costs_something_sensible(call: tuple[str, dict[str, Any]]) -> None:
     op, types = build(*call)
     row = lookup(op.kind)
-    assert ops.flops(op, types) >= 2 * ops.macs(op, types) >= 0
-    if row.is_view:
-        assert ops.flops(op, types) == 0
-    if row.pointwise and op.kind.split(".")[1] not in ("clone", "add_"):
-        assert ops.flops(op, types) == max(numel(types[v.name]) for v in op.values)
-
-
-def numel(type_: Any) -> int:
-    return type_.numel if isinstance(type_, TensorType) else 0
+    assert ops.macs(op, types) >= 0
+    if row.is_view or row.pointwise:
+        assert ops.macs(op, types) == 0
 
 
 def build(kind: str, args: dict[str, Any]) -> tuple[Op, dict[str, Any]]:
@@ -300,15 +294,13 @@ def test_a_custom_operator_has_a_row() -> None:
 
 def test_own_rows_can_be_registered_once() -> None:
     row = lookup("mplan.copy")
-    own = OpDef(
-        "test.copy.default", row.params, row.returns, row.infer, row.reference, row.flops, row.macs
-    )
+    own = OpDef("test.copy.default", row.params, row.returns, row.infer, row.reference, row.macs)
     try:
         assert ops.register(own) is own
         assert lookup("test.copy.default") is own
         assert "test.copy.default" in ops.own_kinds()
         with pytest.raises(ValueError, match="registered twice"):
-            ops.register(OpDef(own.kind, (), (), row.infer, row.reference, row.flops, row.macs))
+            ops.register(OpDef(own.kind, (), (), row.infer, row.reference, row.macs))
     finally:
         ops._REGISTERED.pop(own.kind, None)
         lookup.cache_clear()
@@ -423,35 +415,15 @@ MACS = [
 def test_multiply_accumulates(kind: str, args: dict[str, Any], expected: int) -> None:
     op, types = build(kind, args)
     assert ops.macs(op, types) == expected
-    assert ops.flops(op, types) == (2 * expected or 12)
 
 
 MOVES = ["cat", "embedding", "slice_scatter", "clone", "full", "roll", "repeat", "permute", "_to_copy"]
 
 
 @pytest.mark.parametrize("name", MOVES)
-def test_moving_data_costs_no_operations(name: str) -> None:
+def test_moving_data_multiplies_nothing(name: str) -> None:
     call = next(c for c in CALLS if c[0].split(".")[1] == name)
-    assert ops.flops(*build(*call)) == 0
-
-
-def test_reductions_count_what_they_read() -> None:
-    assert ops.flops(*build("aten.mean.dim", {"self": f(2, 3, 4), "dim": (1,)})) == 24
-    assert (
-        ops.flops(*build("aten._softmax.default", {"self": f(2, 3), "dim": 1, "half_to_float": False}))
-        == 6
-    )
-
-
-def test_moved_bytes() -> None:
-    op, types = build("aten.add.Tensor", {"self": f(3, 4), "other": f(4)})
-    assert ops.moved_bytes(op, types) == 4 * (12 + 4 + 12)
-    same = Op(
-        "aten.mul.Tensor", (("self", Ref("a0")), ("other", Ref("a0"))), (Value("r0", types["r0"]),)
-    )
-    assert ops.moved_bytes(same, types) == 4 * (12 + 12)
-    view = Op("aten.t.default", (("self", Ref("a0")),), (Value("r0", types["r0"], Alias("a0")),))
-    assert ops.moved_bytes(view, types) == 0
+    assert ops.macs(*build(*call)) == 0
 
 
 @pytest.mark.parametrize(
@@ -468,4 +440,3 @@ def test_moved_bytes() -> None:
 def test_tiles_of_a_graph_add_up(name: str, expected: int) -> None:
     graph = parse((DATA / f"{name}.mpir").read_text(encoding="utf-8"))
     assert ops.graph_macs(graph) == expected
-    assert ops.graph_flops(graph) >= 2 * expected

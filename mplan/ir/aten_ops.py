@@ -7,7 +7,6 @@ operators (``linear``, ``conv2d``, ``matmul``, ``einsum``) to the ones it has fo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,25 +14,8 @@ from typing import Any
 
 from mplan.diagnostics import UnsupportedError, UserError
 from mplan.ir.graph import Op
-from mplan.ir.ops import BoundArg, OpDef, Param, bound_args, tensor_types
+from mplan.ir.ops import BoundArg, OpDef, Param, bound_args
 from mplan.ir.types import DType, ScalarType, TensorType, Type
-
-#: Base names of operators that move or create data without computing, besides views and copies.
-MOVES = frozenset(
-    re.findall(
-        r"\w+",
-        """
-        arange as_strided_scatter cat channel_shuffle chunk clone concat concatenate constant_pad_nd
-        contiguous copy diag_embed diagonal_scatter embedding empty empty_permuted empty_strided
-        expand_as eye fill flatten flip full gather im2col index index_put index_select lift_fresh
-        linspace movedim one_hot ones pad pixel_shuffle pixel_unshuffle reflection_pad1d
-        reflection_pad2d repeat repeat_interleave replication_pad1d replication_pad2d reshape roll
-        rot90 scalar_tensor scatter select_scatter slice_scatter split stack tile to tril triu type_as
-        unflatten unsafe_index unsafe_view upsample_nearest1d upsample_nearest2d upsample_nearest3d
-        zeros
-        """,
-    )
-)
 
 
 def derive(kind: str) -> OpDef:
@@ -49,8 +31,7 @@ def derive(kind: str) -> OpDef:
         returns=returns,
         infer=_shape_rule(kind, returns),
         reference=lambda **args: op(**to_torch(kind, args)),
-        flops=_flops,
-        macs=lambda op, types: _contraction_flops(op, types) // 2,
+        macs=_macs,
         pointwise=torch.Tag.pointwise in op.tags,
         is_view=_is_view(schema),
         random=torch.Tag.nondeterministic_seeded in op.tags,
@@ -259,42 +240,18 @@ def flat_results(out: Any) -> tuple[Any, ...]:
     return tuple(item for part in out for item in flat_results(part))
 
 
-def _flops(op: Op, types: Mapping[str, Type]) -> int:
+def _macs(op: Op, types: Mapping[str, Type]) -> int:
     from mplan.ir.ops import lookup
 
     row = lookup(op.kind)
-    if _is_move(row, op):
+    if row.pointwise or row.is_view or op.is_view:
         return 0
-    sizes = [t.numel for t in tensor_types(op, types)]
-    if row.pointwise:
-        outs = [types[v.name] for v in op.values]
-        return max((t.numel for t in outs if isinstance(t, TensorType)), default=0)
-    return _contraction_flops(op, types) or max(sizes, default=0)
-
-
-def _is_move(row: OpDef, op: Op) -> bool:
-    base = _base_name(op.kind)
-    return row.is_view or op.is_view or base in MOVES or base.endswith("_copy")
-
-
-def _base_name(kind: str) -> str:
-    """The operator's name without the affixes of its family: ``fill_``, ``new_full``, ``full_like``."""
-    name = kind.split(".")[1].strip("_").removeprefix("new_")
-    return name.removesuffix("_like")
-
-
-def _contraction_flops(op: Op, types: Mapping[str, Type]) -> int:
-    from mplan.ir.ops import lookup
-
-    row = lookup(op.kind)
-    if row.pointwise or _is_move(row, op):
-        return 0
-    return _counted(op.kind, _Args(bound_args(op, types).items()))
+    return _counted(op.kind, _Args(bound_args(op, types).items())) // 2
 
 
 @lru_cache(maxsize=16384)
 def _counted(kind: str, args: _Args) -> int:
-    """What torch's counter sees when the operator runs on fake tensors; 0 if it cannot run so."""
+    """The FLOPs that torch's counter sees on fake tensors; 0 if the operator cannot run on them."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False, custom_mapping=_cpu_attention())

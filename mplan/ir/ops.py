@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from mplan.diagnostics import UserError
 from mplan.ir.graph import Arg, Graph, Loop, Op, Ref
 from mplan.ir.specialize import upper_bound
-from mplan.ir.types import Sym, TensorType, Type
+from mplan.ir.types import Sym, Type
 
 #: An argument whose refs are replaced: by types for a shape rule, by tensors for an execution.
 BoundArg: TypeAlias = Any
@@ -46,9 +46,8 @@ class OpDef:
     ones share the bytes of an operand. ``infer`` is the shape rule: it maps the arguments (types in
     the place of tensors, sizes as integers) to the types of the results, strides included, and raises
     UserError MP107 for arguments that the op rejects, UnsupportedError MP107 where the shape depends
-    on data. ``reference`` computes with torch; ``flops(op, types)`` and ``macs(op, types)`` count
-    floating-point operations and multiply-accumulates, given the static types of all operands and
-    results by value name.
+    on data. ``reference`` computes with torch; ``macs(op, types)`` counts multiply-accumulates,
+    given the static types of all operands and results by value name.
     """
 
     kind: str
@@ -56,7 +55,6 @@ class OpDef:
     returns: tuple[str, ...]
     infer: Callable[[Mapping[str, BoundArg]], tuple[Type | None, ...]]
     reference: Callable[..., Any]
-    flops: Callable[[Op, Mapping[str, Type]], int]
     macs: Callable[[Op, Mapping[str, Type]], int]
     pointwise: bool = False
     is_view: bool = False
@@ -137,25 +135,9 @@ def infer(
     return lookup(op.kind).infer(bound_args(op, types, symbols))
 
 
-def flops(op: Op, types: Mapping[str, Type]) -> int:
-    """Floating-point operations: contractions exactly (2 per multiply-accumulate), 0 for moves.
-
-    Pointwise ops count one per element of the result, others one per element of their largest
-    tensor. ``types`` holds the static types of operands and results by value name.
-    """
-    return lookup(op.kind).flops(op, types)
-
-
 def macs(op: Op, types: Mapping[str, Type]) -> int:
     """Multiply-accumulates of the contractions that ``op`` computes."""
     return lookup(op.kind).macs(op, types)
-
-
-def graph_flops(graph: Graph) -> int:
-    """Floating-point operations of one run of ``graph``, at the upper bound of every size."""
-    bound = upper_bound(graph)
-    types = {v.name: v.type for v in bound.values}
-    return sum(flops(op, types) for op in bound.ops)
 
 
 def graph_macs(graph: Graph) -> int:
@@ -163,24 +145,6 @@ def graph_macs(graph: Graph) -> int:
     bound = upper_bound(graph)
     types = {v.name: v.type for v in bound.values}
     return sum(macs(op, types) for op in bound.ops)
-
-
-def moved_bytes(op: Op, types: Mapping[str, Type]) -> int:
-    """Bytes of the distinct tensors that ``op`` reads and writes once each; 0 for views."""
-    if op.is_view:
-        return 0
-    read = sum(_nbytes(types[name]) for name in dict.fromkeys(op.operands))
-    return read + sum(_nbytes(types[v.name]) for v in op.values)
-
-
-def tensor_types(op: Op, types: Mapping[str, Type]) -> tuple[TensorType, ...]:
-    """The types of all tensors among operands and results of ``op``."""
-    names = (*op.operands, *(v.name for v in op.values))
-    return tuple(t for t in (types[name] for name in names) if isinstance(t, TensorType))
-
-
-def _nbytes(type_: Type) -> int:
-    return type_.numel * type_.dtype.itemsize if isinstance(type_, TensorType) else 0
 
 
 def _suggest(kind: str, known: list[str]) -> str:

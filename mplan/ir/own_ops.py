@@ -121,10 +121,6 @@ def _attention_macs(op: Op, types: Mapping[str, Type]) -> int:
     return prod(out[:-2]) * q[-2] * k[-2] * (q[-1] + v[-1])
 
 
-def _attention_flops(op: Op, types: Mapping[str, Type]) -> int:
-    return 2 * _attention_macs(op, types)
-
-
 def _copy(self: Tensor) -> Tensor:
     return self.clone()
 
@@ -160,28 +156,20 @@ def _run_loop(**args: BoundArg) -> Any:
     return run_loop(loop_of(args), args["operands"], args["symbols"])
 
 
-def _loop_flops(op: Op, types: Mapping[str, Type]) -> int:
-    return _over_tiles(op, "flops")
-
-
 def _loop_macs(op: Op, types: Mapping[str, Type]) -> int:
-    return _over_tiles(op, "macs")
-
-
-def _over_tiles(op: Op, count: str) -> int:
-    """The count of the body's ops, summed over all tiles."""
-    from mplan.ir.ops import lookup
+    """Those of the body's ops, summed over all tiles."""
+    from mplan.ir.ops import macs
     from mplan.ir.rings import stream_work
     from mplan.ir.specialize import specialize
 
     assert op.loop is not None
     if op.loop.stream:
-        return stream_work(op.loop, lambda o, types: int(getattr(lookup(o.kind), count)(o, types)))
+        return stream_work(op.loop, macs)
     total = 0
     for tile, times in tile_shapes(op.loop):
         body = specialize(op.loop.body, tile)
-        types = {v.name: v.type for v in body.values}
-        total += times * sum(getattr(lookup(o.kind), count)(o, types) for o in body.ops)
+        inner = {v.name: v.type for v in body.values}
+        total += times * sum(macs(o, inner) for o in body.ops)
     return total
 
 
@@ -204,10 +192,9 @@ ROWS: dict[str, OpDef] = {
             ("Tensor",),
             _infer_attention,
             attention,
-            _attention_flops,
             _attention_macs,
         ),
-        OpDef("mplan.copy", (Param("self", "Tensor"),), ("Tensor",), _infer_copy, _copy, _zero, _zero),
-        OpDef("mplan.loop", (), ("Tensor[]",), _infer_loop, _run_loop, _loop_flops, _loop_macs),
+        OpDef("mplan.copy", (Param("self", "Tensor"),), ("Tensor",), _infer_copy, _copy, _zero),
+        OpDef("mplan.loop", (), ("Tensor[]",), _infer_loop, _run_loop, _loop_macs),
     )
 }

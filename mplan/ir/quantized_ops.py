@@ -266,16 +266,7 @@ def _row(
     module: ModuleType = reference,
 ) -> OpDef:
     function: Callable[..., Any] = getattr(module, name)
-    return OpDef(
-        f"mplan.{name}",
-        params,
-        ("Tensor",),
-        infer,
-        function,
-        lambda op, types: 2 * macs(op, types),
-        macs,
-        pointwise=pointwise,
-    )
+    return OpDef(f"mplan.{name}", params, ("Tensor",), infer, function, macs, pointwise=pointwise)
 
 
 _CONV = _params(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import Field, fields
 from typing import Any
 
@@ -39,7 +39,7 @@ def parse_pipeline(text: str) -> tuple[Pass, ...]:
     return tuple(_make(item) for item in _split(text) if item)
 
 
-def print_pipeline(passes: tuple[Pass, ...]) -> str:
+def print_pipeline(passes: Iterable[Pass]) -> str:
     """The text of ``passes``; options at their defaults are left out."""
     return ",".join(print_pass(p) for p in passes)
 

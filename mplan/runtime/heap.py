@@ -294,13 +294,11 @@ class Arena:
         self._handle: int | None = None
         if size_bytes < 0:
             raise UserError("MP563", f"an arena of {size_bytes:,} B")
-        self._own(binding.load().slow.arena_new(size_bytes))
-
-    def _own(self, handle: int | None) -> None:
+        handle = binding.load().slow.arena_new(size_bytes)
         if not handle:
             raise ToolError(
                 "MP564",
-                f"the system maps no arena of {self.size_bytes:,} B",
+                f"the system maps no arena of {size_bytes:,} B",
                 help="lower the budget, or see ulimit -v and vm.overcommit_memory",
             )
         self._handle = handle
@@ -316,16 +314,9 @@ class Arena:
         binding.load().fast.arena_read(self._open(), out)
         return out[0], out[1]
 
-    def _idle(self) -> int:
-        if self._read()[1]:
-            raise UserError(
-                "MP563", f"the arena of {self.size_bytes:,} B is in use by a replay", help="end it"
-            )
-        return self._open()
-
     @property
     def base(self) -> int:
-        """The address of its first byte; another one after ``recycle``."""
+        """The address of its first byte."""
         return int(binding.load().fast.arena_base(self._open()))
 
     @property
@@ -352,25 +343,15 @@ class Arena:
             run.misses = tuple(_miss(misses[k]) for k in range(n))
             fast.replay_free(handle)
 
-    def recycle(self) -> None:
-        """Leave surviving tensors to themselves and be empty again, for the next call.
-
-        The free pages are kept, warm: they are remapped, not copied or returned to the system.
-        """
-        handle = self._idle()
-        fresh = binding.load().slow.arena_recycle(handle)
-        if fresh == handle:
-            return
-        if fresh:
-            self._finalizer.detach()
-        self._own(fresh)
-
     def close(self) -> None:
         """Return all pages without live bytes to the system; the others go as tensors die."""
-        if self._handle is not None:
-            self._idle()
-            self._handle = None
-            self._finalizer()
+        if self._handle is None:
+            return
+        if self._read()[1]:
+            what = f"the arena of {self.size_bytes:,} B is in use by a replay"
+            raise UserError("MP563", what, help="end it")
+        self._handle = None
+        self._finalizer()
 
     def poison(self, offset: int = 0, size_bytes: int | None = None, byte: int = 0xA5) -> None:
         """Fill the bytes of the range (by default, of the arena) that no live tensor holds."""
@@ -379,7 +360,7 @@ class Arena:
         binding.load().slow.arena_poison(self._open(), offset, size_bytes, byte)
 
     def view(self, offset: int = 0, size_bytes: int | None = None) -> memoryview:
-        """The bytes of the range, without a copy; invalid once the arena is closed or recycled."""
+        """The bytes of the range, without a copy; invalid once the arena is closed."""
         size_bytes = self.size_bytes - offset if size_bytes is None else size_bytes
         self._check_range(offset, size_bytes)
         return memoryview((ctypes.c_ubyte * size_bytes).from_address(self.base + offset)).cast("B")

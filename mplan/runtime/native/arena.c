@@ -60,14 +60,6 @@ static void unmap(char *start, size_t bytes, intptr_t unused)
         madvise(start, bytes, MADV_DONTNEED);
 }
 
-/* Hand the physical pages on to the same offsets of another arena, `distance` away. */
-static void move_pages(char *start, size_t bytes, intptr_t distance)
-{
-    void *to = (void *)((intptr_t)start + distance);
-    if (mremap(start, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED)
-        unmap(start, bytes, 0);
-}
-
 static void fill(char *start, size_t bytes, intptr_t byte)
 {
     memset(start, (int)byte, bytes);
@@ -81,7 +73,16 @@ static int64_t live_bytes(const Arena *a)
     return bytes;
 }
 
-static Arena *map_arena(size_t size)
+static void drop_if_done(Arena *a)
+{
+    if (a->closed && !a->n_live) {
+        free(a->live);
+        free(a);
+    }
+}
+
+/* NULL if the system maps no more memory. */
+API Arena *arena_new(size_t size)
 {
     Arena *a = calloc(1, sizeof *a);
     if (!a)
@@ -94,27 +95,6 @@ static Arena *map_arena(size_t size)
         return NULL;
     }
     return a;
-}
-
-static void drop_if_done(Arena *a)
-{
-    if (a->closed && !a->n_live) {
-        free(a->live);
-        free(a);
-    }
-}
-
-static void close_locked(Arena *a, GapAction act, intptr_t arg)
-{
-    each_gap(a, (Span){0, a->mapped}, true, act, arg);
-    a->closed = true;
-    drop_if_done(a);
-}
-
-/* NULL if the system maps no more memory. */
-API Arena *arena_new(size_t size)
-{
-    return map_arena(size);
 }
 
 /* Pages beyond the high-water mark are promised by the system, not yet taken from it. */
@@ -145,25 +125,10 @@ API void arena_close(Arena *a)
 {
     heap_lock();
     level_add_locked(live_bytes(a) - (int64_t)a->high);
-    close_locked(a, unmap, 0);
+    each_gap(a, (Span){0, a->mapped}, true, unmap, 0);
+    a->closed = true;
+    drop_if_done(a);
     heap_unlock();
-}
-
-/* Close a, and return an arena of the same size that took over its free pages; a itself if no
- * tensor survives; NULL, and a as it was, if the system maps no more memory. */
-API Arena *arena_recycle(Arena *a)
-{
-    int64_t read[2];
-    arena_read(a, read);
-    Arena *fresh = read[0] ? map_arena(a->size) : a;
-    if (fresh && fresh != a) {
-        heap_lock();
-        level_add_locked(live_bytes(a));
-        fresh->high = a->high;
-        close_locked(a, move_pages, (intptr_t)fresh->base - (intptr_t)a->base);
-        heap_unlock();
-    }
-    return fresh;
 }
 
 /* Fill the bytes of [offset, offset + bytes) that belong to no live tensor. */

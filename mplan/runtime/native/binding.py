@@ -52,7 +52,6 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {  # result, then arguments
     "arena_base": (_pointer, _pointer),
     "arena_read": (None, _pointer, ctypes.POINTER(ctypes.c_int64)),
     "arena_close": (None, _pointer),
-    "arena_recycle": (_pointer, _pointer),
     "arena_poison": (None, _pointer, _size, _size, ctypes.c_int),
     "replay_begin": (_pointer, _pointer, _pointer, _pointer, _int32),
     "replay_end": (_size, _pointer, ctypes.POINTER(ctypes.POINTER(Miss))),

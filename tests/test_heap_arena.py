@@ -394,9 +394,8 @@ def test_wrong_uses_of_an_arena_are_refused() -> None:
             arena.replay(SlotTable([[Slot(128, 64)]])).__enter__()
         with pytest.raises(UserError, match="128"):
             arena.poison(64, 65)
-        with arena.replay(SlotTable([])):
-            with pytest.raises(UserError, match="in use by a replay"):
-                arena.close()
+        with arena.replay(SlotTable([])), pytest.raises(UserError, match="in use by a replay"):
+            arena.close()
     arena.close()
     for misuse in (arena.poison, arena.view, lambda: arena.live_bytes):
         with pytest.raises(UserError, match="closed"):

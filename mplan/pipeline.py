@@ -34,7 +34,7 @@ PIPELINES = {
     "mcu": (
         "canonicalize,lower_quantized,fold_padding,fold_zero_points,bound_sums,pair_weights,"
         "fold_batch_norm,fuse_attention,drop_unused,stream{when=needed,compare=true},inplace,schedule,"
-        "allocate"
+        "allocate,tile_pixels"
     ),
 }
 PRODUCER = f"mplan {__version__}"
@@ -194,11 +194,14 @@ def context_of(target: Target, constants: Mapping[str, Any], options: Options) -
 
 
 def asked(passes: Sequence[Pass], options: Options, *, wanted: bool = False) -> tuple[Pass, ...]:
-    """``passes`` with the pass ``stream`` as ``options`` want it, if they or ``wanted`` say so.
+    """``passes`` within the budget of ``options``, and with streams as they want them.
+
+    Streams are made whether they are needed or not if ``options`` or ``wanted`` say so.
 
     UserError MP421 if streams are wanted and the pipeline has none.
     """
     from mplan.passes.stream import StreamRows
+    from mplan.passes.tile_pixels import TilePixels
 
     wanted = wanted or options.max_mac_factor is not None or bool(options.input)
     if wanted and not any(isinstance(p, StreamRows) for p in passes):
@@ -206,7 +209,11 @@ def asked(passes: Sequence[Pass], options: Options, *, wanted: bool = False) -> 
         hint = "plan for a microcontroller, or name the pass stream in the pipeline"
         raise UserError("MP421", what, help=hint)
 
-    def ask(pass_: StreamRows) -> StreamRows:
+    def ask(pass_: Pass) -> Pass:
+        if isinstance(pass_, TilePixels):
+            return replace(pass_, budget=options.budget or pass_.budget)
+        if not isinstance(pass_, StreamRows):
+            return pass_
         return replace(
             pass_,
             when="always" if wanted else pass_.when,
@@ -215,7 +222,7 @@ def asked(passes: Sequence[Pass], options: Options, *, wanted: bool = False) -> 
             input=options.input or pass_.input,
         )
 
-    return tuple(ask(p) if isinstance(p, StreamRows) else p for p in passes)
+    return tuple(map(ask, passes))
 
 
 def emitted(op: Op, rule: Spatial) -> bool:

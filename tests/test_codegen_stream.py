@@ -284,11 +284,11 @@ def test_an_image_in_flash_on_a_microcontroller(tmp_path: Path) -> None:
     assert found.arena_bytes == found.arena_touched_bytes <= 13_100
 
 
-@pytest.mark.parametrize(("target", "most"), [("stm32f746", 34.5e6), ("mps3-an547", 11.3e6)])
+@pytest.mark.parametrize(("target", "most"), [("stm32f746", 24.0e6), ("mps3-an547", 11.3e6)])
 def test_a_trained_model_takes_no_more_instructions_than_peers(
     target: str, most: float, tmp_path: Path
 ) -> None:
-    """What TinyEngine (Cortex-M7) and CMSIS-NN (Cortex-M55) need, in a fifth of their memory."""
+    """TinyEngine takes 34.5 M on a Cortex-M7, CMSIS-NN 11.3 M on a -M55, in five times the memory."""
     passes = PIPELINES_BY_FAMILY["mcu"].replace("compare=true", "compare=false")
     asked = {"input": "rows", "io": "int8-nhwc", "budget": 17_200, "pipeline": passes}
     compile_model(VWW1, out=tmp_path / "out", target=target, **asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from mplan.ir.graph import Graph
 from mplan.ir.interp import run
 from mplan.passes.base import Context
 from mplan.passes.registry import parse_pipeline
+from mplan.passes.tile_pixels import with_columns
 from mplan.pipeline import run_passes
 from mplan.runtime.emulator import EmulatorName, run_firmware
 from mplan.runtime.firmware import build_firmware
@@ -128,16 +129,22 @@ WINDOW = st.fixed_dictionaries(
 )
 NET = st.fixed_dictionaries(
     {
-        "size": st.tuples(st.integers(1, 9), st.integers(1, 33), st.integers(1, 40)),
+        "size": st.tuples(
+            st.integers(1, 9), st.integers(1, 33), st.integers(1, 40) | st.sampled_from([8, 16, 24])
+        ),
         "windows": st.lists(WINDOW, min_size=6, max_size=6),
         "sums": st.tuples(*[st.sampled_from([0, -1, -6])] * 2, st.integers(-20, -15)),
         "seed": st.integers(0, 999),
         "passes": st.sampled_from((*PASSES[:2] * 2, *PASSES)),
+        "columns": st.booleans(),
     }
 )
 
 
-def case(drawn: dict[str, Any]) -> tuple[dict[str, str], torch.Tensor, list[torch.Tensor]]:
+Case: TypeAlias = tuple[dict[str, str], torch.Tensor, list[torch.Tensor]]
+
+
+def case(drawn: dict[str, Any]) -> Case:
     """The C files of a drawn network, an image, and what the reference makes of it."""
     net = Layers(*drawn["size"], seed=drawn["seed"])
     outputs = [net.window(**window) for window in drawn["windows"]]
@@ -147,6 +154,8 @@ def case(drawn: dict[str, Any]) -> tuple[dict[str, str], torch.Tensor, list[torc
     graph, image = net.graph(*outputs), net.image()
     wanted = list(run(graph, {**net.constants, "x": image}))
     changed, constants = passed(graph, net.constants, drawn["passes"])
+    if drawn["columns"]:
+        changed = with_columns(changed, [1 << 30] * len(changed.ops))
     return emitted(changed, constants), image, wanted
 
 
@@ -204,10 +213,9 @@ int main(void) {
 """
 
 
-def on_device(
-    folder: Path, target: str, toolchain: Any, emulator: EmulatorName, drawn: dict[str, Any]
-) -> None:
-    files, image, wanted = case(drawn)
+def on_device(folder: Path, target: str, toolchain: Any, emulator: EmulatorName, given: Case) -> None:
+    """Build C files for a board, run them in an emulator, compare the outputs."""
+    files, image, wanted = given
     main = MAIN.replace("OUTPUTS", str(len(wanted)))
     main = main.replace("SIZES", ", ".join(str(t.numel()) for t in wanted))
     part = load_target(target)
@@ -227,21 +235,21 @@ def on_device(
 def test_dsp_instructions_of_clang(
     tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, Any]
 ) -> None:
-    on_device(tmp_path_factory.mktemp("dsp"), "mps2-an500", "zig", "unicorn", drawn)
+    on_device(tmp_path_factory.mktemp("dsp"), "mps2-an500", "zig", "unicorn", case(drawn))
 
 
 @fuzz(4)
 def test_dsp_instructions_of_gcc(
     tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, Any]
 ) -> None:
-    on_device(tmp_path_factory.mktemp("dsp"), "mps2-an386", "gcc", "qemu", drawn)
+    on_device(tmp_path_factory.mktemp("dsp"), "mps2-an386", "gcc", "qemu", case(drawn))
 
 
 @fuzz(8)
 def test_helium(tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, Any]) -> None:
-    on_device(tmp_path_factory.mktemp("mve"), "mps3-an547", "gcc", "qemu", drawn)
+    on_device(tmp_path_factory.mktemp("mve"), "mps3-an547", "gcc", "qemu", case(drawn))
 
 
 @fuzz(3)
 def test_helium_of_clang(tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, Any]) -> None:
-    on_device(tmp_path_factory.mktemp("mve"), "mps3-an547", "zig", "qemu", drawn)
+    on_device(tmp_path_factory.mktemp("mve"), "mps3-an547", "zig", "qemu", case(drawn))

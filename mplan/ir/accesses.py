@@ -83,12 +83,13 @@ def _windows(access: Access, operand: TensorType, dims: tuple[int, int], result:
 
 
 def _in_stream(op: Op) -> tuple[dict[str, Fraction], list[Fraction]]:
-    """What a stream reads and writes of its operands and results, and of each of its rings."""
+    """What a stream reads and writes of its operands and results, and of its scratch memory."""
     loop = op.loop
     assert loop is not None and loop.stream is not None
     inside = dict(_of_body(loop))
     root = storages(loop.body).root
     rings = [inside.pop(r.value, Fraction(0)) for r in loop.stream.rings]
+    rings += [Fraction(2 * s.size_bytes) for s in op.scratch[len(rings) :]]
     outside: dict[str, Fraction] = {}
     outputs = zip(op.values, loop.body.output_names, strict=True)
     windows = zip(loop.windows, loop.body.inputs, strict=True)

@@ -12,7 +12,7 @@ from fractions import Fraction
 from math import prod
 
 from mplan.ir.geometry import Span
-from mplan.ir.graph import Concat, Graph, Loop, Op, Ring
+from mplan.ir.graph import Concat, Graph, Loop, Op, Ring, Scratch
 from mplan.ir.loops import tiles
 from mplan.ir.storage import storages
 from mplan.ir.streaming import Flow, Line, Simulation, flow_of
@@ -123,6 +123,23 @@ def capacities(loop: Loop) -> dict[str, Capacity]:
         positions = ring.rows * row + ring.pixels
         found[ring.value] = Capacity(row, positions, positions * each)
     return found
+
+
+def scratch_of(loop: Loop) -> tuple[Scratch, ...]:
+    """The scratch memory of a stream: its rings, aligned for their elements, then what its kernels
+    need, which they share as they run one by one."""
+    sums = {node.out for node in flow_of(loop).nodes if node.reduces}
+    table = loop.body.value_table
+    found = []
+    for name, capacity in capacities(loop).items():
+        type_ = table[name].type
+        assert isinstance(type_, TensorType)
+        item = max(type_.dtype.itemsize, SUM_BYTES if name in sums else 1)
+        found.append(Scratch(capacity.size_bytes, alignment=item))
+    inner = [s for op in loop.body.ops for s in op.scratch]
+    shared = max((s.size_bytes for s in inner), default=0)
+    aligned = max((s.alignment for s in inner), default=1)
+    return (*found, Scratch(shared, alignment=aligned)) if shared else tuple(found)
 
 
 def distance(loop: Loop, operand: str, result: str) -> int | None:

@@ -33,6 +33,7 @@ def run_stream(
 ) -> None:
     """Execute a stream: write the tensors ``results``, using the bytes ``rings`` and no others.
 
+    Scratch memory of kernels, which may follow the rings, stays unused.
     ``results`` may lie over operands that they replace.
     """
     _Execution(loop, operands, results, rings, symbols).run()
@@ -66,7 +67,8 @@ class _Execution:
             for name, tensor in zip(self.body.output_names, results, strict=True)
         }
         self.dims = dims_of(self.flow.nodes)
-        self.rings = dict(zip((r.value for r in loop.stream.rings), rings, strict=True))
+        ringed = [ring.value for ring in loop.stream.rings]
+        self.rings = dict(zip(ringed, rings[: len(ringed)], strict=True))
         self.cells = {name: self._ring(name) for name in self.rings}
         self.down: Line
         self.across: Line

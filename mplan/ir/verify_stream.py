@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mplan.ir.graph import Concat, Graph, Loop, Op, Stream, Value
-from mplan.ir.rings import capacities, distance, ring_needs
+from mplan.ir.rings import distance, ring_needs, scratch_of
 from mplan.ir.storage import storages
 from mplan.ir.streaming import Node, dims_of, nodes_of
 from mplan.ir.types import TensorType, Type
@@ -61,8 +61,10 @@ def _body(loop: Loop) -> Iterator[str]:
                     yield f"rows and columns of %{name} are those of different dimensions"
     if any(op.is_view for op in body.ops):
         yield "the body of a stream has no views"
-    if any(op.scratch for op in body.ops):
-        yield "the body of a stream has no scratch"
+    if any(
+        len(op.scratch) > 1 or any((s.start, s.end) != (0, 1) for s in op.scratch) for op in body.ops
+    ):
+        yield "an op of a stream has one piece of scratch"
     root = storages(body).root
     made = {node.out for node in nodes}
     outs = [root[name] for name in body.output_names]
@@ -107,10 +109,9 @@ def _rings(op: Op, loop: Loop, stream: Stream) -> Iterator[str]:
         elif (have.rows, have.pixels) < (need.rows, need.pixels):
             wanted = f"{need.rows} rows and {need.pixels} pixels"
             yield f"the ring of %{name} holds {have.rows} rows and {have.pixels} pixels, not {wanted}"
-    sizes = [s.size_bytes for s in op.scratch]
-    wanted_sizes = [c.size_bytes for c in capacities(loop).values()]
+    sizes, wanted_sizes = ([s.size_bytes for s in found] for found in (op.scratch, scratch_of(loop)))
     if sizes != wanted_sizes:
-        yield f"it has the scratch {sizes} for rings of {wanted_sizes} B"
+        yield f"it has the scratch {sizes} for rings and kernels that need {wanted_sizes} B"
 
 
 def _aliases(

@@ -31,6 +31,7 @@ PASSES = {
     "profile_scratch": "mplan.runtime.profile:ProfileScratch",
     "schedule": "mplan.passes.schedule_ops:ScheduleOps",
     "allocate": "mplan.passes.allocate_buffers:AllocateBuffers",
+    "tile_pixels": "mplan.passes.tile_pixels:TilePixels",
 }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mplan.codegen.c.rows import LARGEST, ROWS, Row, image_type
 from mplan.codegen.c.structs import constant
 from mplan.codegen.c.table import Site, kernel
 from mplan.codegen.c.tensors import Code, Tensor, each
+from mplan.ir.types import contiguous_strides
 
 
 @kernel("mplan.qconv2d", "mplan.qdepthwise_conv2d", "mplan.qmax_pool2d", "mplan.qavg_pool2d")
@@ -14,6 +17,9 @@ def whole(site: Site) -> Code:
     x, y = site.tensor("input"), site.result
     for tensor in (x, y):
         site.require(tensor.is_contiguous, "of a strided tensor")
+    if site.op.kind == "mplan.qconv2d" and _pixel_by_pixel(site):
+        x, y = (_as_one_row(tensor) for tensor in (x, y))
+    for tensor in (x, y):
         site.require(max(tensor.shape[1:3]) <= LARGEST, f"with more than {LARGEST:,} rows or columns")
 
     def body(target: Tensor, image: Tensor) -> Code:
@@ -24,6 +30,21 @@ def whole(site: Site) -> Code:
         return (image_of(image) + loop).block()
 
     return each([y, x], 3, body)
+
+
+def _pixel_by_pixel(site: Site) -> bool:
+    """Whether each pixel of a convolution is made of the same pixel of its input."""
+    once = (*site.tensor("weight").shape[1:3], *site.integers("stride")) == (1, 1, 1, 1)
+    return once and not any(site.integers("padding"))
+
+
+def _as_one_row(tensor: Tensor) -> Tensor:
+    """The pixels of a dense image as one row, if it is not too long for an ``image_t``."""
+    n, height, width, channels = tensor.shape
+    if height * width > LARGEST:
+        return tensor
+    shape = (n, 1, height * width, channels)
+    return replace(tensor, shape=shape, strides=contiguous_strides(shape))
 
 
 def image_of(x: Tensor) -> Code:

@@ -81,7 +81,11 @@ def _layer(row: Row, form: _Form, depth: int, fields: dict[str, int | str]) -> C
     }
     depthwise = form.template == "qdepthwise_conv2d"
     blocked = share == 1 and out_channels >= _LANES if depthwise else share >= _LANES
-    return _invoke(row, _blocked(site, form) if blocked else _single(site, form), given)
+    kernel = _blocked(site, form) if blocked else _single(site, form)
+    columns = row.columns()
+    if columns is None:
+        return _invoke(row, kernel, given)
+    return _invoke(row, _by_columns(site, form, kernel), given, columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,25 @@ def _blocked(site: Site, form: _Form) -> Function:
         options, needs = {**options, "wide": wide.name}, (*needs, wide)
     names = {"biases": biases.name, "products": sums.name, "results": finish.name}
     return function(name, form.template, needs, **options, **names)
+
+
+def _by_columns(site: Site, form: _Form, rest: Function) -> Function:
+    """The kernel that lays out windows as columns and leaves the last pixels to ``rest``."""
+    full = is_full(site)
+    columns, products = (
+        function(name, needs=(instructions(),)) for name in ("columns_of_2", "products_1x4")
+    )
+    finish = function(
+        f"results_1x4_{'full' if full else 'clamped'}",
+        "results_1x4",
+        (_conv_t(), instructions(), store()),
+        full=full,
+    )
+    direct = bool(form.options["direct"])
+    needs = (*(_walk() if direct else (_taps(),)), columns, products, finish, rest)
+    names = {"columns": columns.name, "products": products.name, "results": finish.name}
+    view = {"taps": form.options["taps"], "direct": direct, "rest": rest.name, **names}
+    return function(f"{rest.name}_columns", "qconv2d_columns", needs, **view)
 
 
 def instructions() -> Function:
@@ -237,9 +260,9 @@ def _conv_t() -> Function:
     return function("q8_conv_t", needs=(function("window_t"),))
 
 
-def _invoke(row: Row, made: Function, fields: dict[str, int | str]) -> Code:
-    image = row.images["input"]
-    return invoke_with(made, _conv_t(), fields, image, row.target, row.row, row.column, row.count)
+def _invoke(row: Row, made: Function, fields: dict[str, int | str], *more: str) -> Code:
+    where = (row.images["input"], row.target, row.row, row.column, row.count, *more)
+    return invoke_with(made, _conv_t(), fields, *where)
 
 
 def _window(

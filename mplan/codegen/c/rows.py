@@ -31,6 +31,11 @@ class Row:
     column: str
     count: str
 
+    def columns(self) -> str | None:
+        """The scratch memory in which windows are laid out as columns, if there is any to use."""
+        scratch = self.site.scratch() if self.count != "1" else ()
+        return f"{scratch[0].array.name}(int32_t, {scratch[0].offset_bytes})" if scratch else None
+
 
 #: Sizes of images, and steps from pixel to pixel, are 16 bits wide in an ``image_t``.
 LARGEST = 2**15 - 1

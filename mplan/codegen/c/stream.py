@@ -171,14 +171,15 @@ class _Stream:
         self.inner = self.flow.passed_on()
         self.capacities: dict[str, Capacity] = capacities(loop)
         scratch = memory.scratch(site.op, site.position)
-        self.rings = dict(zip(self.capacities, scratch, strict=True))
+        rings, shared = scratch[: len(self.capacities)], scratch[len(self.capacities) :]
+        self.rings = dict(zip(self.capacities, rings, strict=True))
         pairs = zip(loop.windows, loop.body.inputs, strict=True)
         self.operands = {item.value.name: window.operand for window, item in pairs}
         outs = zip(loop.body.output_names, site.op.values, strict=True)
         self.results = {self.root[name]: value.name for name, value in outs}
         sources = [name for name in self.operands if name in self.dims and name not in self.rings]
         self.index = {n: i for i, n in enumerate([*sources, *(n.out for n in self.flow.nodes)])}
-        self.local = Local(memory, self.operands, self.types, {})
+        self.local = Local(memory, self.operands, self.types, {}, shared)
 
     def code(self) -> Code:
         """The call, with the function and its tables."""
@@ -249,6 +250,8 @@ class _Stream:
         if self._held_alone(name):
             return Image(*seen)
         row = across.width(name)
+        if name in self.inner:
+            return Image(*seen, -across.part[name][0], self.capacities[name].positions, 0, 1)
         (low, high), (left, right) = (line.part.get(name, (0, 0)) for line in (down, across))
         step_y, first_row = (-row, high - 1) if self.up else (row, low)
         step_x, first_column = (-1, right - 1) if self.back else (1, left)
@@ -266,7 +269,13 @@ class _Stream:
 
     def _held_alone(self, name: str) -> bool:
         """Whether a ring holds one pixel of the storage, always at the same place."""
-        return name not in self.results and name in self.rings and self._single(name)
+        alone = name not in self.results and name in self.rings and self._single(name)
+        return alone and self.capacities[name].positions == 1
+
+    def _together(self, stage: Stage) -> int:
+        """How many pixels of a row a stage of several nodes works on together, as it passes them on."""
+        inside = (self.capacities[self.flow.nodes[n].out].positions for n in stage.nodes[:-1])
+        return 1 if self.pixelwise else min(inside, default=1)
 
     def _place(self, name: str) -> Tensor:
         """The whole of a storage, or its ring."""
@@ -293,18 +302,24 @@ class _Stream:
         return step * tensor.dtype.itemsize
 
     def _case(self, stage: Stage) -> Code:
-        """What a step of a stage does; several nodes work pixel by pixel, as do all in rings of pixels.
+        """What a step of a stage does; several nodes work on some pixels at a time (``_together``).
 
-        By pixels a stage that waits for no other does all that is wanted of it in a row at once.
+        In rings of pixels it is one, but a stage that waits for no other does all that is wanted of it
+        in a row at once.
         """
         first = not any(read.source in self.flow.maker for read in stage.reads)
         many = first and not self.up if self.pixelwise else len(stage.nodes) > 1
         column = "walk.column + i" if many else "walk.column"
+        together = self._together(stage) if many else 1
         count = "1" if many or self.pixelwise else "walk.count"
         code = Code()
+        if together > 1:
+            count, left = "n", "walk.count - i"
+            code = Code((f"const int32_t n = {left} < {together} ? {left} : {together};",))
         for number in stage.nodes:
             code += self._node(self.flow.nodes[number], stage, column, count)
-        return code.block("for (int32_t i = 0; i < walk.count; ++i)") if many else code
+        step = f"i += {together}" if together > 1 else "++i"
+        return code.block(f"for (int32_t i = 0; i < walk.count; {step})") if many else code
 
     def _node(self, node: Node, stage: Stage, column: str, count: str) -> Code:
         if node.reduces:
@@ -335,7 +350,7 @@ class _Stream:
     ) -> Code:
         site = self._site(op)
         widths = {across.length(stage) for _, across in self.lines} - {0}
-        if count != "1" and len(widths) > 1:  # kernels for tensors have fixed sizes
+        if count == "n" or (count != "1" and len(widths) > 1):  # kernels for tensors have fixed sizes
             each = self._pointwise(node, op, rule, stage, f"{column} + k", "1")
             return each.block(f"for (int32_t k = 0; k < {count}; ++k)")
         length = 1 if count == "1" else max(widths, default=1)
@@ -404,7 +419,7 @@ class _Stream:
         begins, ends = f"{row} == {first[0]}", f"{row} == {last[0]}"
         if not whole:
             begins += f" && {col} == {first[1]}"
-            ends += f" && {col} == {last[1]}"
+            ends += f" && {col}{' + n - 1' if count == 'n' else ''} == {last[1]}"
         bits = f"const int32_t ends = ({begins} ? 1 : 0) | ({ends} ? 2 : 0);"
         sums = self.rings[node.out]
         result = f"{_macro(self._place(node.out), CTYPES[self.types[node.out].dtype])}"

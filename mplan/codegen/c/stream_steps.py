@@ -20,13 +20,15 @@ from mplan.ir.types import DType, TensorType, contiguous_strides
 class Local:
     """Where the values of a stream's body lie: constants outside, ``pixels`` at local pointers.
 
-    Of other values only types are known. ``operands`` maps the body's inputs to values outside.
+    Of other values only types are known. ``operands`` maps the body's inputs to values outside;
+    ``shared`` is the scratch memory of those ops of the body that have any.
     """
 
     memory: Memory
     operands: Mapping[str, str]
     types: Mapping[str, TensorType]
     pixels: Mapping[str, Tensor]
+    shared: tuple[Tensor, ...] = ()
 
     def tensor(self, name: str, position: int) -> Tensor:
         """The value as a kernel sees it."""
@@ -40,6 +42,10 @@ class Local:
     def weight(self, name: str) -> bool:
         """Whether the bytes of ``name`` are constant."""
         return name in self.operands and self.memory.weight(self.operands[name])
+
+    def scratch(self, op: Op, position: int) -> tuple[Tensor, ...]:
+        """The scratch of ``op`` as arrays of bytes."""
+        return self.shared if op.scratch else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,9 @@ class Places(Protocol):
     def weight(self, name: str) -> bool:
         """Whether the bytes of ``name`` are constant."""
 
+    def scratch(self, op: Op, position: int) -> tuple[Tensor, ...]:
+        """The scratch of ``op`` as arrays of bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -104,6 +107,10 @@ class Site:
     def dim(self, name: str, rank: int) -> int:
         """The dimension ``name``, counted from the front."""
         return self.integer(name) % max(rank, 1)
+
+    def scratch(self) -> tuple[Tensor, ...]:
+        """The scratch of the op as arrays of bytes."""
+        return self.memory.scratch(self.op, self.position)
 
     @property
     def result(self) -> Tensor:

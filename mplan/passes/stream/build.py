@@ -15,14 +15,12 @@ from mplan.ir.graph import (
     Op,
     Ref,
     Ring,
-    Scratch,
     Stream,
     Value,
     Window,
 )
-from mplan.ir.rings import SUM_BYTES, capacities, ring_needs
-from mplan.ir.streaming import Node, flow_of
-from mplan.ir.types import TensorType
+from mplan.ir.rings import ring_needs, scratch_of
+from mplan.ir.streaming import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +62,10 @@ def stream_op(
     stream = Stream(choice.unit, marked, choice.up)
     loop = Loop(axes, windows, (concat,) * len(results), body, stream)
     loop = replace(loop, stream=replace(stream, rings=ring_needs(loop)))
-    return Op("mplan.loop", (), tuple(results), nodes[-1].ops[-1].loc, _scratch(loop), loop=loop)
+    return Op("mplan.loop", (), tuple(results), nodes[-1].ops[-1].loc, scratch_of(loop), loop=loop)
 
 
 def _strips(node: Node, width: int) -> tuple[tuple[Axis, ...], Concat]:
     if not width or width >= node.grid[1]:
         return (), Concat((), ())
     return (Axis("w", node.grid[1], width),), Concat((node.rules[0].dims[1],), ("w",))
-
-
-def _scratch(loop: Loop) -> tuple[Scratch, ...]:
-    """The rings as scratch memory, aligned for their elements."""
-    sums = {node.out for node in flow_of(loop).nodes if node.reduces}
-    table = loop.body.value_table
-    found = []
-    for name, capacity in capacities(loop).items():
-        type_ = table[name].type
-        assert isinstance(type_, TensorType)
-        item = max(type_.dtype.itemsize, SUM_BYTES if name in sums else 1)
-        found.append(Scratch(capacity.size_bytes, alignment=item))
-    return tuple(found)

@@ -1,0 +1,41 @@
+"""Convolutions that compute several pixels at a time, from their windows laid out as columns.
+
+The numbers under each window become one column of 16-bit numbers, and columns stand side by side
+(im2col; Lai et al. 2018, "CMSIS-NN", section 3.1): one load of a weight serves several pixels. The
+columns need scratch memory, so it is the plan that says where they are used: an op whose ``scratch``
+is as large as ``columns_bytes`` may use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from mplan.ir.graph import Op, Ref
+from mplan.ir.types import TensorType, Type
+
+#: Pixels, of one row of the result, whose windows are laid out together.
+PIXELS = 4
+#: Channels of the input: a multiple of what the kernel multiplies in a round.
+_ROUND = 8
+_LAYERS = ("mplan.qconv2d", "mplan.qlinear")
+
+
+def columns_bytes(op: Op, types: Mapping[str, Type]) -> int:
+    """The bytes of ``PIXELS`` columns; 0 if ``op`` is no layer with a kernel that uses them.
+
+    That is a ``bounded`` one with factors below a half, in one group, with at least so many pixels.
+    """
+    weight, source = op.arg("weight"), op.arg("input")
+    if op.kind not in _LAYERS or not isinstance(weight, Ref) or not isinstance(source, Ref):
+        return 0
+    shape, x = types[weight.name], types[source.name]
+    if not isinstance(shape, TensorType) or not isinstance(x, TensorType) or not x.is_static:
+        return 0
+    sizes = [n for n in shape.shape[1:] if isinstance(n, int)]
+    result = types[op.result.name]
+    assert isinstance(result, TensorType)
+    fast = op.arg("bounded", False) and op.arg("below_half", False)
+    whole = sizes[-1] == x.shape[-1] and sizes[-1] % _ROUND == 0
+    enough = prod(n for n in result.shape[:-1] if isinstance(n, int)) >= PIXELS
+    return 2 * PIXELS * prod(sizes) if fast and whole and enough else 0

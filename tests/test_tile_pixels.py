@@ -1,0 +1,178 @@
+"""Columns of several pixels in free memory: where there is room, the same results, no larger arena."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mplan.diagnostics import UserError
+from mplan.ir.columns import PIXELS, columns_bytes
+from mplan.ir.graph import Graph, Scratch
+from mplan.ir.interp import run
+from mplan.ir.parser import parse
+from mplan.ir.rings import scratch_of
+from mplan.ir.storage import Layout
+from mplan.ir.verify import verify
+from mplan.options import Options
+from mplan.passes.base import Context
+from mplan.passes.registry import parse_pipeline
+from mplan.passes.stream.build import Choice
+from mplan.passes.tile_pixels import with_columns
+from mplan.pipeline import asked, context_of, run_passes
+from mplan.targets import load_target
+from tests.c_support import FLASH, LAYOUT, SRAM, emitted, run_program
+from tests.quantized_nets import QuantizedNet
+from tests.test_kernel_variants import on_device
+from tests.test_streams import CHOICES, streamed
+
+FAST = "fold_zero_points,bound_sums,pair_weights"
+PLANNED = f"{FAST},{{}}inplace,schedule,allocate"
+ENDLESS = 1 << 30
+
+
+def passed(
+    graph: Graph, net: QuantizedNet, text: str, layout: Layout = LAYOUT
+) -> tuple[Graph, Context]:
+    ctx = Context(layout, constants=dict(net.constants), pairs=True)
+    return run_passes(graph, parse_pipeline(text), ctx), ctx
+
+
+def height(ctx: Context) -> int:
+    assert ctx.plan is not None
+    return ctx.plan.peak_bytes(ctx.layout.arena.name)
+
+
+def columns(graph: Graph) -> list[int]:
+    """The bytes of scratch memory of the layers, also of those in streams."""
+    bodies = [op.loop.body.ops if op.loop else (op,) for op in graph.ops]
+    return [s.size_bytes for ops in bodies for op in ops for s in op.scratch]
+
+
+def deep(net: QuantizedNet) -> Graph:
+    """A wide image between narrow ones, so that the ends have room that the middle has not."""
+    x = net.conv("x", 8)
+    y = net.conv(net.conv(x, 64), 64, (3, 3), padding=(1, 1, 1, 1), groups=64)
+    return net.graph(net.conv(net.conv(net.conv(y, 8), 16, (3, 3), (2, 2), (1, 1, 1, 1)), 24))
+
+
+@pytest.mark.parametrize("stream", ["", "stream{pixels=false},", "stream{pixels=false,input=rows},"])
+def test_the_arena_does_not_grow(stream: str) -> None:
+    net = QuantizedNet(12, 14, 8)
+    graph = deep(net)
+    layout = Layout(SRAM, weights=FLASH) if "input" in stream else LAYOUT
+    before, plain = passed(graph, net, PLANNED.format(stream), layout)
+    after, ctx = passed(graph, net, f"{PLANNED.format(stream)},tile_pixels", layout)
+    assert columns(after) and not columns(before)
+    assert height(ctx) == height(plain)
+    image = net.image()
+    (wanted,) = run(graph, {**net.constants, "x": image})
+    (ours,) = run(after, {**ctx.constants, "x": image})
+    assert torch.equal(ours, wanted)
+    verify(after, deep=True)
+    assert str(parse(str(after))) == str(after)
+
+
+def test_a_budget_is_room() -> None:
+    net = QuantizedNet(12, 14, 8)
+    graph = deep(net)
+    text = f"{PLANNED.format('stream{pixels=false},')},tile_pixels"
+    least, plain = passed(graph, net, text)
+    found = []
+    for more in (0, 200, 1000, 4000):
+        budget = height(plain) + more
+        after, ctx = passed(graph, net, f"{text}{{budget={budget}}}")
+        assert height(plain) <= height(ctx) <= budget
+        found.append(sum(columns(after)))
+    assert found[0] == sum(columns(least)) and found == sorted(found) and found[0] < found[-1]
+    every = [columns_bytes(op, types(graph)) for op in graph_with_marks(graph, net).ops]
+    assert found[-1] == sum(every) > 0
+
+
+def types(graph: Graph) -> dict[str, object]:
+    return {name: value.type for name, value in graph.value_table.items()}
+
+
+def graph_with_marks(graph: Graph, net: QuantizedNet) -> Graph:
+    return passed(graph, net, FAST)[0]
+
+
+def test_the_budget_of_the_options_is_that_of_the_pass() -> None:
+    passes = asked(parse_pipeline("allocate,tile_pixels"), Options(budget=5000))
+    assert passes == parse_pipeline("allocate,tile_pixels{budget=5000}")
+
+
+def test_what_has_no_columns() -> None:
+    net = QuantizedNet(4, 5, 12)
+    x = net.conv("x", 8, groups=2)
+    y = net.conv(net.conv("x", 8), 16)
+    z = net.conv(net.conv(x, 16), 16, groups=16)
+    graph = graph_with_marks(net.graph(y, z), net)
+    found = {op.result.name: columns_bytes(op, types(graph)) for op in graph.ops}
+    # groups, 12 channels, and a depthwise layer have none
+    assert list(found.values()) == [0, 0, 2 * PIXELS * 8, 2 * PIXELS * 8, 0]
+    unmarked = net.graph(y, z)
+    assert not any(columns_bytes(op, types(unmarked)) for op in unmarked.ops)
+    tiny = QuantizedNet(1, 3, 8)
+    one = graph_with_marks(tiny.graph(tiny.conv("x", 8)), tiny)
+    assert columns_bytes(one.ops[0], types(one)) == 0
+
+
+@pytest.mark.parametrize("target", ["mps3-an547", "rp2040"])
+def test_targets_that_do_not_multiply_pairs(target: str) -> None:
+    net = QuantizedNet(12, 14, 8)
+    ctx = context_of(load_target(target), net.constants, Options(target=target))
+    text = f"{PLANNED.format('')},tile_pixels"
+    assert not columns(run_passes(deep(net), parse_pipeline(text), ctx))
+
+
+def test_it_needs_a_plan() -> None:
+    net = QuantizedNet(4, 4, 8)
+    with pytest.raises(UserError) as error:
+        passed(net.graph(net.conv("x", 8)), net, "tile_pixels")
+    assert error.value.code == "MP421" and "after allocate" in (error.value.help or "")
+
+
+def test_scratch_in_streams_is_verified() -> None:
+    net = QuantizedNet(9, 10, 8)
+    graph, _ = passed(net.graph(net.conv(net.conv("x", 16), 8)), net, FAST)
+    wide = with_columns(streamed(graph, Choice("row"), False), [ENDLESS])
+    verify(wide, deep=True)
+    (op,) = wide.ops
+    assert op.loop is not None and op.scratch == scratch_of(op.loop)
+    assert op.scratch[-1].size_bytes == max(columns(wide))
+    with pytest.raises(Exception, match="for rings and kernels that need"):
+        verify(replace(wide, ops=(replace(op, scratch=op.scratch[:-1]),)))
+    body = op.loop.body
+    twice = tuple(replace(o, scratch=(Scratch(4), Scratch(4))) for o in body.ops)
+    with pytest.raises(Exception, match="one piece of scratch"):
+        verify(replace(wide, ops=(replace(op, loop=replace(op.loop, body=replace(body, ops=twice))),)))
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.unit == "row"], ids=str)
+@pytest.mark.parametrize(("target", "toolchain", "emulator"), [("mps2-an386", "gcc", "qemu")])
+def test_streams_with_columns_on_a_microcontroller(
+    choice: Choice, target: str, toolchain: str, emulator: str, tmp_path: Path
+) -> None:
+    net = QuantizedNet(13, 22, 8, seed=4)
+    graph = blocks(net, mean=not choice.width)
+    image = net.image()
+    wanted = run(graph, {**net.constants, "x": image})
+    marked, ctx = passed(graph, net, FAST)
+    wide = with_columns(streamed(marked, choice, False), [ENDLESS])
+    assert columns(wide)
+    again = run(wide, {**ctx.constants, "x": image})
+    assert torch.equal(again[0], wanted[0])
+    files = emitted(wide, ctx.constants)
+    assert torch.equal(run_program(tmp_path / "host", files, [image], wanted)[0], wanted[0])
+    on_device(tmp_path, target, toolchain, emulator, (files, image, list(wanted)))  # type: ignore[arg-type]
+
+
+def blocks(net: QuantizedNet, mean: bool) -> Graph:
+    """Columns in stages of one layer, behind a depthwise one, before a sum and before a mean."""
+    x = net.conv("x", 16, (3, 3), (2, 2), (1, 1, 1, 1))
+    y = net.conv(net.conv(x, 24), 24, (5, 5), padding=(2, 2, 2, 2), groups=24)
+    y = net.conv(net.add(x, net.conv(y, 16)), 12)
+    return net.graph(net.mean(y) if mean else y)

@@ -6,10 +6,10 @@ aliases of a graph against them, and the pass that makes streams takes them from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import prod
+from math import inf, prod
 
 from mplan.ir.geometry import Span
 from mplan.ir.graph import Concat, Graph, Loop, Op, Ring, Scratch
@@ -162,49 +162,66 @@ def distance(loop: Loop, operand: str, result: str) -> int | None:
     made = position_bytes(target, flow.sizes[result])
     (down, across), *_ = lines_of(loop, flow)
     pixelwise = loop.stream.unit == "pixel"
-    rows = Simulation(down, pixelwise, (operand,))
-    columns = Simulation(across, False, (operand,)) if pixelwise else None
-    return follow(rows, columns, operand, result, (moved, made))
+    columns = Simulation(across, False) if pixelwise else None
+    return Following(Simulation(down, pixelwise), columns, operand, result, (moved, made)).distance()
 
 
-def follow(
-    rows: Simulation,
-    columns: Simulation | None,
-    operand: str,
-    result: str,
-    pixel_bytes: tuple[int, int],
-    stages: Collection[int] | None = None,
-) -> int:
-    """The distance, from what a walk needs of rows and, if it goes by pixels, of columns.
+class Following:
+    """How closely a result may follow an operand through the same memory.
 
-    ``pixel_bytes`` are those of a pixel of the operand and of the result. Of the stages that read the
-    operand only ``stages`` count, if they are given.
+    That derives from what a walk needs of rows and, if it goes by pixels, of columns. ``pixel_bytes``
+    are those of a pixel of the operand and of the result.
     """
-    moved, made = pixel_bytes
-    flow = rows.flow
-    read, written = flow.sizes[operand][1] * moved, flow.sizes[result][1] * made
-    fronts = list(_fronts(rows, operand, result, stages))
-    if columns is None:
-        return max((step + 1) * written - first * read for step, first, _ in fronts)
-    partly = max(
-        (step + 1) * made - first * moved
-        for step, first, _ in _fronts(columns, operand, result, stages)
-    )
-    return max(
-        step * written - first * read + (written if again else partly) for step, first, again in fronts
-    )
+
+    def __init__(
+        self,
+        rows: Simulation,
+        columns: Simulation | None,
+        operand: str,
+        result: str,
+        pixel_bytes: tuple[int, int],
+    ):
+        moved, made = pixel_bytes
+        sizes = rows.flow.sizes
+        read, self.written = sizes[operand][1] * moved, sizes[result][1] * made
+        self.rows = _ahead(rows, operand, result, read, self.written)
+        self.made = made
+        self.columns = _ahead(columns, operand, result, moved, made) if columns else None
+
+    def distance(self, stages: Container[int] | None = None) -> int:
+        """The bytes between both; of the stages that read the operand ``stages`` count, or all."""
+        begun, kept = _most(self.rows, stages)
+        partly = self.written if self.columns is None else _most(self.columns, stages)[0] + self.made
+        return int(max(begun + partly, kept + self.written))
 
 
-def _fronts(
-    walk: Simulation, operand: str, result: str, stages: Collection[int] | None
-) -> Iterator[tuple[int, int, bool]]:
-    """Steps of the result, each with the first position of the operand that is still read."""
+def _ahead(
+    walk: Simulation, operand: str, result: str, read: int, written: int
+) -> dict[int, tuple[float, float]]:
+    """How many bytes the result is ahead of what is read at the start of a step, per reading stage.
+
+    One number where the position that is read is over with the step, one where it is read again.
+    """
     first, end = walk.line.part[operand]
     before = walk.flow.sizes[operand][walk.line.dim] - end if walk.line.up else first
-    for step, front in enumerate(walk.fronts[result]):
-        for (name, stage), (position, again) in front.items():
-            if name == operand and (stages is None or stage in stages):
-                yield step, before + position, again
+    found = {}
+    for stage, fronts in walk.fronts(result, operand).items():
+        ahead = [
+            (step * written - (before + position) * read, again)
+            for step, (position, again) in enumerate(fronts)
+        ]
+        found[stage] = (
+            max((n for n, again in ahead if not again), default=-inf),
+            max((n for n, again in ahead if again), default=-inf),
+        )
+    return found
+
+
+def _most(
+    ahead: Mapping[int, tuple[float, float]], stages: Container[int] | None
+) -> tuple[float, float]:
+    counted = [both for stage, both in ahead.items() if stages is None or stage in stages]
+    return max(n for n, _ in counted), max(n for _, n in counted)
 
 
 def stream_work(loop: Loop, cost: Callable[[Op, Mapping[str, Type]], int]) -> int:

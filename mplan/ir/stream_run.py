@@ -99,16 +99,15 @@ class _Execution:
                 lengths = [down.length(s) * w for s, w in zip(stages, widths, strict=True)]
                 Walk(self.flow, lengths, self._pixels, self._run_pixel).all()
 
-    def _rows(self, index: int, read: Read, step: int) -> int:
-        return self.down.needed(self.flow.stages[index], read, step)[1]
+    def _rows(self, index: int, read: Read) -> list[int]:
+        return [end for _, end in self.down.needs(self.flow.stages[index], read)]
 
-    def _pixels(self, index: int, read: Read, step: int) -> int:
-        """How many pixels of the source, in the order of rows, a pixel needs."""
-        stage = self.flow.stages[index]
-        row, col = divmod(step, self.across.length(stage))
-        _, rows = self.down.needed(stage, read, row)
-        _, cols = self.across.needed(stage, read, col)
-        return max(rows - 1, 0) * self.across.width(read.source) + cols if rows else 0
+    def _pixels(self, index: int, read: Read) -> list[int]:
+        """How many pixels of the source, in the order of rows, each pixel needs."""
+        stage, width = self.flow.stages[index], self.across.width(read.source)
+        columns = [end for _, end in self.across.needs(stage, read)]
+        rows = self._rows(index, read)
+        return [(row - 1) * width + column if row else 0 for row in rows for column in columns]
 
     def _run_row(self, index: int, step: int) -> None:
         stage = self.flow.stages[index]

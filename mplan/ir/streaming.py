@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from mplan.ir.geometry import SAME, Reach, Span, Spatial, geometry, grid
 from mplan.ir.graph import Graph, Loop, Op
@@ -190,6 +191,7 @@ class Line:
     def __init__(self, flow: Flow, dim: int, tile: Span | None, up: bool):
         self.flow, self.dim, self.up = flow, dim, up
         self.part: dict[str, Span] = {}
+        self._needs: dict[tuple[str, Read], list[Span]] = {}
         for name in flow.results:
             self.part[name] = tile or (0, flow.sizes[name][dim])
         for node in reversed(flow.nodes):
@@ -232,32 +234,53 @@ class Line:
         first, end = self.steps(stage)
         return end - 1 - step if self.up else first + step
 
-    def needed(self, stage: Stage, read: Read, step: int) -> Span:
-        """The positions of the storage's part that a step reads; empty at its start or end if none."""
-        low, high = self.part.get(read.source, (0, 0))
-        at = self.place(stage, step)
-        first, end = (min(max(n, low), high) for n in read.reach[self.dim].span(at, at + 1))
-        return (high - end, high - first) if self.up else (first - low, end - low)
+    def needs(self, stage: Stage, read: Read) -> list[Span]:
+        """The positions of the storage's part that each step reads; empty at an end of it if none."""
+        key = (stage.out, read)
+        if key not in self._needs:
+            low, high = self.part.get(read.source, (0, 0))
+            reach = read.reach[self.dim]
+            spans = [reach.span(at, at + 1) for at in range(*self.steps(stage))]
+            found = [(min(max(a, low), high) - low, min(max(b, low), high) - low) for a, b in spans]
+            size = high - low
+            self._needs[key] = [(size - b, size - a) for a, b in reversed(found)] if self.up else found
+        return self._needs[key]
 
 
 class Walk:
-    """Runs stages: ``need(stage, read, step)`` says how many steps of a source a step needs.
+    """Runs stages: ``need(stage, read)`` says how many steps of a source each step of a stage needs.
 
     ``lengths`` are the stages' steps, ``run(stage, step)`` does the work. ``done`` counts the steps
     that have run; ``stack`` holds the stages that run or wait for what they read, and how many steps
-    each is to do.
+    each is to do, and ``depth`` where in it each stage stands, -1 if nowhere.
     """
 
     def __init__(
         self,
         flow: Flow,
         lengths: Sequence[int],
-        need: Callable[[int, Read, int], int],
+        need: Callable[[int, Read], Sequence[int]],
         run: Callable[[int, int], None],
     ):
-        self.flow, self.lengths, self.need, self.run = flow, lengths, need, run
+        self.flow, self.lengths, self.run = flow, lengths, run
         self.done = [0] * len(flow.stages)
+        self.depth = [-1] * len(flow.stages)
         self.stack: list[tuple[int, int]] = []
+        self.sources: list[list[tuple[int, list[int]]]] = [
+            [
+                (source, self._steps(source, need(index, read)))
+                for read in stage.reads
+                if (source := flow.maker.get(read.source)) is not None
+            ]
+            for index, stage in enumerate(flow.stages)
+        ]
+
+    def _steps(self, source: int, needed: Sequence[int]) -> list[int]:
+        """``needed`` within the steps of the source; one that reduces has a result after its last."""
+        length = self.lengths[source]
+        if self.flow.stages[source].reduces:
+            return [length if n else 0 for n in needed]
+        return [min(n, length) for n in needed]
 
     def all(self) -> None:
         """Run all that the results need."""
@@ -266,19 +289,29 @@ class Walk:
 
     def pull(self, index: int, steps: int) -> None:
         """Run the stage until it has done ``steps``."""
+        done, sources = self.done, self.sources[index]
+        self.depth[index] = len(self.stack)
         self.stack.append((index, steps))
-        for step in range(self.done[index], steps):
-            for read in self.flow.stages[index].reads:
-                source = self.flow.maker.get(read.source)
-                if source is not None:
-                    needed = min(self.need(index, read, step), self.lengths[source])
-                    if needed and self.flow.stages[source].reduces:
-                        needed = self.lengths[source]
-                    if needed > self.done[source]:
-                        self.pull(source, needed)
+        for step in range(done[index], steps):
+            for source, needed in sources:
+                if needed[step] > done[source]:
+                    self.pull(source, needed[step])
             self.run(index, step)
-            self.done[index] = step + 1
+            done[index] = step + 1
         self.stack.pop()
+        self.depth[index] = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the stage ``reader`` still reads of a storage before each of its steps, and after the last.
+
+    ``first`` is the first position, ``again`` whether the next step reads all of it again.
+    """
+
+    reader: int
+    first: list[int]
+    again: list[bool]
 
 
 class Simulation:
@@ -288,69 +321,72 @@ class Simulation:
     by pixels (``inside``) know the difference. There a row stays whole if the next row of results
     reads it again, or if it is complete before its reader begins; and a stage that does not wait may
     be amidst its last row.
-
-    ``fronts[result]`` tells for each step of a result, and each ``watched`` storage and stage that
-    reads it, the first position that is still read, and whether all of that position is.
     """
 
-    def __init__(self, line: Line, inside: bool, watched: Sequence[str] = ()):
+    def __init__(self, line: Line, inside: bool):
         self.line, self.inside = line, inside
         self.flow = line.flow
         self.stay: dict[str, tuple[int, bool]] = {}
-        self.watched = tuple(watched)
-        self.inner = self.flow.passed_on()
-        self.fronts: dict[str, list[dict[tuple[str, int], tuple[int, bool]]]] = {}
+        #: For each step of a result, at which step every stage is.
+        self.progress: dict[str, list[list[int]]] = {name: [] for name in self.flow.results}
+        self._known: dict[tuple[int, Read], Reading] = {}
+        outs = ("" if stage.reduces else stage.out for stage in self.flow.stages)
+        self.readings = [[self._reading(*u) for u in self.flow.readers.get(o, ())] for o in outs]
         lengths = [line.length(s) for s in self.flow.stages]
         self.walk = Walk(self.flow, lengths, self._need, self._run)
         self.walk.all()
 
-    def _need(self, index: int, read: Read, step: int) -> int:
-        return self.line.needed(self.flow.stages[index], read, step)[1]
+    def fronts(self, result: str, name: str) -> dict[int, list[tuple[int, bool]]]:
+        """For each stage that reads the storage ``name``, at each step of ``result``: the first
+        position that it still reads, and whether it reads all of that twice.
 
-    def _front(self, index: int, read: Read) -> tuple[int, bool]:
-        """The first position of ``read.source`` that the stage will read, and if it will twice."""
-        step, length = self.walk.done[index], self.walk.lengths[index]
-        if self.inside and self._depth(index) is None:
-            step = max(step - 1, 0)
-        if step >= length:
-            return self.line.width(read.source), False
-        stage = self.flow.stages[index]
-        first = self.line.needed(stage, read, step)[0]
-        more = self.inside and step + 1 < length
-        return first, more and self.line.needed(stage, read, step + 1)[0] == first
+        Also for what is passed on inside of a stage: the stream might begin behind it.
+        """
+        users = self.flow.readers.get(name, [])
+        if (inside := self.flow.passed_on().get(name)) is not None:
+            users = [(inside, Read(name, (SAME, SAME)))]
+        found: dict[int, list[tuple[int, bool]]] = {}
+        for reading in (self._reading(*user) for user in users):
+            i = reading.reader
+            fronts = [(reading.first[at[i]], reading.again[at[i]]) for at in self.progress[result]]
+            if i in found:
+                fronts = [(min(a, b), x or y) for (a, x), (b, y) in zip(found[i], fronts, strict=True)]
+            found[i] = fronts
+        return found
 
-    def _depth(self, index: int) -> int | None:
-        """Where the stage is in the stack; None if it neither runs nor waits."""
-        found = (d for d, (stage, _) in enumerate(self.walk.stack) if stage == index)
-        return next(found, None)
+    def _need(self, index: int, read: Read) -> list[int]:
+        return [end for _, end in self.line.needs(self.flow.stages[index], read)]
+
+    def _reading(self, index: int, read: Read) -> Reading:
+        key = (index, read)
+        if key not in self._known:
+            first = [first for first, _ in self.line.needs(self.flow.stages[index], read)]
+            again = [self.inside and a == b for a, b in pairwise(first)]
+            first.append(self.line.width(read.source))
+            self._known[key] = Reading(index, first, [*again, False, False][: len(first)])
+        return self._known[key]
+
+    def _at(self) -> list[int]:
+        """The step at which each stage is; one that does not wait may be amidst its last row."""
+        if not self.inside:
+            return self.walk.done.copy()
+        pairs = zip(self.walk.done, self.walk.depth, strict=True)
+        return [done - 1 if done and depth < 0 else done for done, depth in pairs]
 
     def _completes(self, reader: int) -> bool:
         """Whether the row that is being made will be complete while ``reader`` still waits."""
-        depth = self._depth(reader)
-        waiting = self.walk.stack[0 if depth is None else depth + 1 :]
+        waiting = self.walk.stack[self.walk.depth[reader] + 1 :]
         return any(self.walk.done[stage] + 1 < steps for stage, steps in waiting)
 
-    def _watchers(self, name: str) -> list[tuple[int, Read]]:
-        """Who reads a storage, also if it is passed on (the stream might begin behind it)."""
-        inside = self.inner.get(name)
-        return (
-            self.flow.readers.get(name, []) if inside is None else [(inside, Read(name, (SAME, SAME)))]
-        )
-
     def _run(self, index: int, step: int) -> None:
-        stage = self.flow.stages[index]
-        if not stage.reduces:
-            users = self.flow.readers.get(stage.out, ())
-            for user, read in users:
-                first, again = self._front(user, read)
-                full = again or (self.inside and self._completes(user))
-                needed = (step - first + full, not full)
-                self.stay[stage.out] = max(self.stay.get(stage.out, (0, True)), needed)
-        if self.watched and stage.out in self.flow.results:
-            found: dict[tuple[str, int], tuple[int, bool]] = {}
-            for name in self.watched:
-                for i, read in self._watchers(name):
-                    first, again = self._front(i, read)
-                    old, twice = found.get((name, i), (first, again))
-                    found[name, i] = (min(old, first), twice or again)
-            self.fronts.setdefault(stage.out, []).append(found)
+        out, done, depth = self.flow.stages[index].out, self.walk.done, self.walk.depth
+        for reading in self.readings[index]:
+            user = reading.reader
+            at, full = done[user], False
+            if self.inside:
+                at -= at > 0 and depth[user] < 0
+                full = reading.again[at] or self._completes(user)
+            needed = (step - reading.first[at] + full, not full)
+            self.stay[out] = max(self.stay.get(out, (0, True)), needed)
+        if out in self.progress:
+            self.progress[out].append(self._at())

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
+from math import prod
 
 from mplan.ir.geometry import grid
-from mplan.ir.rings import SUM_BYTES, follow, position_bytes
+from mplan.ir.rings import SUM_BYTES, Following, position_bytes
 from mplan.ir.streaming import Flow, Line, Node, Simulation
 from mplan.ir.types import TensorType
 from mplan.passes.stream.build import Choice
@@ -63,11 +65,19 @@ class _Walks:
     """What the rows of a flow need, those of a walk by pixels, and the columns of that."""
 
     def __init__(self, flow: Flow, up: bool):
-        watched = tuple(flow.sizes)
-        down, self.across = Line(flow, 0, None, up), Line(flow, 1, None, up)
-        self.rows = Simulation(down, False, watched)
-        self.inner = Simulation(down, True, watched)
-        self.columns = Simulation(self.across, False, watched)
+        self.down, self.across = Line(flow, 0, None, up), Line(flow, 1, None, up)
+
+    @cached_property
+    def rows(self) -> Simulation:
+        return Simulation(self.down, False)
+
+    @cached_property
+    def inner(self) -> Simulation:
+        return Simulation(self.down, True)
+
+    @cached_property
+    def columns(self) -> Simulation:
+        return Simulation(self.across, False)
 
 
 class _Ending:
@@ -88,6 +98,7 @@ class _Ending:
         self.flow = Flow([*loads, *self.nodes], results, sizes)
         self.single = self.flow.passed_on().keys() | {n.out for n in self.nodes if n.reduces}
         self.walks = {up: _Walks(self.flow, up) for up in (False, True)}
+        self.followings: dict[tuple[str, Choice], Following] = {}
         self.strips = {w: self._widths(w) for w in self._strip_widths()}
 
     def _sources(self) -> tuple[dict[str, tuple[int, int]], list[Node]]:
@@ -223,11 +234,8 @@ class _Ending:
         out = chain.types[self.out]
         assert isinstance(out, TensorType)
         made = chain.nbytes(self.out)
-        stages = [
-            index
-            for index, stage in enumerate(self.flow.stages)
-            if self.flow.nodes[stage.nodes[-1]] in self.nodes[first - self.low :]
-        ]
+        begin = len(self.flow.nodes) - (self.end - first)
+        stages = [i for i, stage in enumerate(self.flow.stages) if stage.nodes[-1] >= begin]
         for name in dying:
             if name not in self.flow.sizes or name in chain.viewed or not chain.by_rows(name):
                 continue
@@ -236,16 +244,20 @@ class _Ending:
             if operand.dtype.itemsize != out.dtype.itemsize:
                 continue  # it would lie at a fraction of its elements
             moved = chain.nbytes(name)
-            pixels = tuple(
-                total // (size[0] * size[1])
-                for total, size in ((moved, self.flow.sizes[name]), (made, self.flow.sizes[self.out]))
-            )
-            walks = self.walks[way.up]
-            columns = walks.columns if way.unit == "pixel" else None
-            walk = walks.inner if way.unit == "pixel" else walks.rows
-            gap = follow(walk, columns, name, self.out, (pixels[0], pixels[1]), stages)
+            gap = self._following(name, way).distance(stages)
             best = max(best, (moved + made - _span(gap, moved, made), name))
         return best
+
+    def _following(self, name: str, way: Choice) -> Following:
+        """How closely the result may follow a storage that is read."""
+        key = (name, way)
+        if key not in self.followings:
+            sizes, walks = self.flow.sizes, self.walks[way.up]
+            moved, made = (self.chain.nbytes(n) // prod(sizes[n]) for n in (name, self.out))
+            pixelwise = way.unit == "pixel"
+            rows, columns = (walks.inner, walks.columns) if pixelwise else (walks.rows, None)
+            self.followings[key] = Following(rows, columns, name, self.out, (moved, made))
+        return self.followings[key]
 
 
 def _span(gap: int, moved: int, made: int) -> int:

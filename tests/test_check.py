@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -277,7 +278,7 @@ def test_bounds_over_orders_do_not_hold_for_plans_that_move_buffers() -> None:
 @settings(max_examples=80, deadline=None)
 def test_the_two_minimum_cuts_agree(problem: Problem) -> None:
     instance = from_problem(problem, "arena")
-    home = frozenset(i for i, b in enumerate(problem.buffers) if b.regions[0] == "arena")
+    home = np.array([b.regions[0] == "arena" for b in problem.buffers], np.bool_)
     for step in range(instance.count):
         assert replayed_closure(problem, step, home) == closure(instance, step)[0]
 

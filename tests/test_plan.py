@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
+from mplan.ir.check import check_problem
 from mplan.ir.plan import (
     Buffer,
     Certificate,
@@ -129,6 +130,24 @@ def test_the_problem_digest_follows_content_and_not_names() -> None:
         ),
     ]
     assert len({p.digest for p in different} | {digest}) == len(different) + 1
+
+
+@pytest.mark.parametrize("unit", (1, 2**60, 2**70))
+def test_the_order_in_which_a_step_names_buffers_is_not_content(unit: int) -> None:
+    """Also of sizes beyond 64 bits, and of indices that name nothing."""
+    buffers = tuple(Buffer(f"b{i}", (i + 1) * unit, ("a",)) for i in range(3))
+    first, last = Step("f", (0, 2), ()), Step("g", (1,), (2, 0), (0,))
+    problem = Problem("p", (Region("a"),), buffers, (first, last))
+    turned = (replace(first, reads=(2, 0)), replace(last, writes=(0, 2)))
+    assert replace(problem, steps=turned).digest == problem.digest
+    moved = (replace(first, reads=(0,)), replace(last, reads=(1, 2)))
+    assert replace(problem, steps=moved).digest != problem.digest
+    wider = (replace(buffers[0], size_bytes=unit + 1), *buffers[1:])
+    assert replace(problem, buffers=wider).digest != problem.digest
+    far = replace(problem, steps=(replace(first, reads=(2**70, 0)), last))
+    assert replace(far, steps=(replace(first, reads=(0, 2**70)), last)).digest == far.digest
+    assert far.digest != problem.digest
+    assert [v.reason for v in check_problem(far)] == ["problem"]
 
 
 def test_the_plan_digest_follows_everything_but_running_times() -> None:

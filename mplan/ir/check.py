@@ -1,8 +1,8 @@
 """An independent replay of a plan: it shares no code with the passes that made it.
 
 ``check`` recomputes lifetimes, overlaps, capacities, heights and bounds from the problem alone and
-names each condition that fails. It imports nothing but ``ir/plan.py`` and its own ``ir/replay.py`` and
-``ir/closure.py``.
+names each condition that fails. It imports nothing but ``ir/plan.py``, whose problem has its fields as
+arrays, too, and its own ``ir/replay.py`` and ``ir/closure.py``.
 """
 
 from __future__ import annotations
@@ -115,28 +115,8 @@ def _faults(problem: Problem) -> Iterator[Violation]:
     for region in problem.regions:
         if region.alignment < 1 or (region.capacity_bytes or 0) < 0 or region.cost < 0:
             yield Violation("problem", f"region {region.name} has a bad alignment, capacity or cost")
-    known = frozenset(names)
-    for b in problem.buffers:
-        bad = b.size_bytes < 0 or b.accessed_bytes < 0 or b.alignment < 1
-        if bad or not b.regions or not known.issuperset(b.regions):
-            yield Violation("problem", f"buffer {b.name} has a bad size, alignment or region")
-        if b.lifetime is not None and not 0 <= b.lifetime[0] <= b.lifetime[1]:
-            yield Violation("problem", f"buffer {b.name} has the lifetime {b.lifetime}")
-        if b.lifetime is not None and problem.steps:
-            yield Violation("problem", f"buffer {b.name} has a fixed lifetime in a graph of steps")
-        at, last = b.lifetime or (0, 0)
-        for gap in b.gaps:
-            if not (at <= gap.start < gap.end <= last and 0 <= gap.low <= gap.high <= b.size_bytes):
-                yield Violation("problem", f"buffer {b.name} has a bad gap at {gap.start}")
-            at = gap.end
-    count = len(problem.buffers)
-    for i, step in enumerate(problem.steps):
-        for touched in (*step.reads, *step.writes):
-            if not 0 <= touched < count:
-                yield Violation("problem", f"step {step.name} touches a buffer that does not exist")
-        for p in step.after:
-            if not 0 <= p < i:
-                yield Violation("problem", f"step {step.name} follows a step that is not before it")
+    yield from _buffer_faults(problem, frozenset(names))
+    yield from _step_faults(problem)
     members = [i for group in problem.adjacent for i in group]
     if len(set(members)) != len(members) or set(members) - set(range(len(problem.buffers))):
         yield Violation("problem", "adjacent groups share a buffer or name one that does not exist")
@@ -144,19 +124,58 @@ def _faults(problem: Problem) -> Iterator[Violation]:
         yield Violation("problem", "adjacent buffers are allowed in different regions")
 
 
+def _buffer_faults(problem: Problem, regions: frozenset[str]) -> Iterator[Violation]:
+    import numpy as np
+
+    columns = problem.columns
+    known = np.array([bool(c) and regions.issuperset(c) for c in columns.choices], np.bool_)
+    bad = (columns.size < 0) | (columns.accessed < 0) | (columns.alignment < 1)
+    for i in np.flatnonzero(bad | ~known[columns.choice]).tolist():
+        name = problem.buffers[i].name
+        yield Violation("problem", f"buffer {name} has a bad size, alignment or region")
+    for i, (start, end) in columns.lifetimes.items():
+        if not 0 <= start <= end:
+            name = problem.buffers[i].name
+            yield Violation("problem", f"buffer {name} has the lifetime {(start, end)}")
+        if problem.steps:
+            name = problem.buffers[i].name
+            yield Violation("problem", f"buffer {name} has a fixed lifetime in a graph of steps")
+    for i, gaps in columns.gaps.items():
+        b = problem.buffers[i]
+        at, last = b.lifetime or (0, 0)
+        for gap in gaps:
+            if not (at <= gap.start < gap.end <= last and 0 <= gap.low <= gap.high <= b.size_bytes):
+                yield Violation("problem", f"buffer {b.name} has a bad gap at {gap.start}")
+            at = gap.end
+
+
+def _step_faults(problem: Problem) -> Iterator[Violation]:
+    columns, count = problem.columns, len(problem.buffers)
+    for lists in (columns.reads, columns.writes):
+        for i in lists.owner[(lists.flat < 0) | (lists.flat >= count)].tolist():
+            name = problem.steps[i].name
+            yield Violation("problem", f"step {name} touches a buffer that does not exist")
+    after = columns.after
+    for i in after.owner[(after.flat < 0) | (after.flat >= after.owner)].tolist():
+        name = problem.steps[i].name
+        yield Violation("problem", f"step {name} follows a step that is not before it")
+
+
 def _check_order(problem: Problem, plan: Plan) -> Iterator[Violation]:
+    import numpy as np
+
     steps = problem.steps
     if sorted(plan.order) != list(range(len(steps))):
         yield Violation("order", f"the order is not a permutation of the {len(steps)} steps")
         return
-    position = [0] * len(steps)
-    for p, index in enumerate(plan.order):
-        position[index] = p
-    for i, step in enumerate(steps):
-        for before in step.after:
-            if position[before] > position[i]:
-                names = f"{step.name} (position {position[i]}) runs before {steps[before].name}"
-                yield Violation("order", f"{names} (position {position[before]}), which it needs")
+    position = np.zeros(len(steps), np.int64)
+    position[list(plan.order)] = np.arange(len(steps))
+    after = problem.columns.after
+    before, owner = after.flat.astype(np.int64), after.owner
+    late = position[before] > position[owner]
+    for p, i in zip(before[late].tolist(), owner[late].tolist(), strict=True):
+        names = f"{steps[i].name} (position {position[i]}) runs before {steps[p].name}"
+        yield Violation("order", f"{names} (position {position[p]}), which it needs")
 
 
 def _check_references(problem: Problem, plan: Plan) -> Iterator[Violation]:
@@ -170,9 +189,8 @@ def _check_references(problem: Problem, plan: Plan) -> Iterator[Violation]:
         if not known or not 0 <= t.step <= problem.horizon:
             yield Violation("reference", f"a transfer names buffer {t.buffer} at step {t.step}")
     placed = {p.buffer for p in plan.placements}
-    for i, b in enumerate(problem.buffers):
-        if i not in placed:
-            yield Violation("reference", f"buffer {b.name} is not placed")
+    for i in sorted(set(range(count)) - placed):
+        yield Violation("reference", f"buffer {problem.buffers[i].name} is not placed")
     named = [name for name, _ in plan.peaks]
     if len(set(named)) != len(named) or set(named) - regions:
         yield Violation("reference", "the heights name a region twice or one that does not exist")
@@ -192,7 +210,7 @@ class _Checks(Replay):
         import numpy as np
 
         problem, ends = self.problem, self.offset + self.size[self.buffer]
-        own = self.column(b.alignment for b in problem.buffers)[self.buffer]
+        own = problem.columns.alignment[self.buffer]
         common = self.column(r.alignment for r in problem.regions)[self.region]
         leads = ~np.isin(self.buffer, list(self.followers))
         skewed = (self.offset % own != 0) | (leads & (self.offset % common != 0))
@@ -200,8 +218,8 @@ class _Checks(Replay):
             needed = f"{b.alignment} (buffer), {1 if p.buffer in self.followers else region.alignment}"
             message = f"{b.name} lies at {p.offset}; alignment: {needed} (region)"
             yield Violation("alignment", message)
-        fixed = np.array([b.offset is not None for b in problem.buffers], np.bool_)
-        for p, b, _ in self._placements(fixed[self.buffer]):
+        fixed = np.isin(self.buffer, list(problem.columns.offsets))
+        for p, b, _ in self._placements(fixed):
             if p.offset != b.offset and p.region in b.regions:
                 yield Violation("fixed_offset", f"{b.name} lies at {p.offset}, must at {b.offset}")
         for p, b, region in self._placements(~self.usable):
@@ -287,17 +305,20 @@ class _Checks(Replay):
         times = np.concatenate((self.until[mine], self.begin[mine]))  # of equal times, ends come first
         there: list[int] = []
         box: dict[int, int] = {}
+        count, find = len(lows), bisect.bisect_left
         for event in np.argsort(times, kind="stable").tolist():
-            if event < len(lows):
+            if event < count:
                 if box.get(lows[event]) == event:
-                    del there[bisect.bisect_left(there, lows[event])], box[lows[event]]
+                    del there[find(there, lows[event])]
                 continue
-            new = event - len(lows)
+            new = event - count
             low, high = lows[new], highs[new]
-            at = bisect.bisect_left(there, low)
-            near = [box[x] for x in there[max(at - 1, 0) : at + 1]]
-            met = next((k for k in near if lows[k] < high and low < highs[k]), None)
-            if met is None:
+            at = find(there, low)
+            if at and highs[box[there[at - 1]]] > low:
+                met = box[there[at - 1]]
+            elif at < len(there) and there[at] < high:
+                met = box[there[at]]
+            else:
                 there.insert(at, low)
                 box[low] = new
                 continue
@@ -456,7 +477,7 @@ class _Checks(Replay):
         return max(int(self.size[home & there].sum()) for there in (self.live_in, self.live_out))
 
     def _closure(self, index: int, region: str) -> int:
-        return closure(self.problem, index, frozenset(self.home(region).nonzero()[0].tolist()))
+        return closure(self.problem, index, self.home(region))
 
     def _working_set(self, index: int, region: str) -> int:
         """Bytes that must be live while step ``index`` runs, whatever the order.

@@ -14,11 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import astuple, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
+    from mplan.ir.problem_columns import Columns
     from mplan.ir.table import Table
 
 SCHEMA_VERSION = 1
@@ -126,7 +127,7 @@ class Problem:
 
     The buffers (indices) of each group in ``adjacent`` lie one directly behind the other. A region's
     alignment holds for the first of a group alone, a buffer's own for every one. What follows from a
-    problem and takes time, ``table`` and ``digest``, is kept with it.
+    problem and takes time, ``columns``, ``table`` and ``digest``, is kept with it.
     """
 
     name: str
@@ -169,23 +170,16 @@ class Problem:
         return Table(self)
 
     @cached_property
+    def columns(self) -> Columns:
+        """The fields of buffers and steps as arrays."""
+        from mplan.ir.problem_columns import Columns
+
+        return Columns(self)
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical content; names, shapes and places do not count."""
-        canonical = {
-            "regions": [[r.name, r.capacity_bytes, r.alignment, r.addressable] for r in self.regions],
-            "buffers": [
-                [b.size_bytes, b.regions, b.alignment, b.live_in, b.live_out, b.lifetime, b.offset]
-                + [astuple(gap) for gap in b.gaps]
-                for b in self.buffers
-            ],
-            "steps": [[*map(sorted, (s.reads, s.writes, s.after))] for s in self.steps],
-        }
-        if self.adjacent:
-            canonical["adjacent"] = [list(group) for group in self.adjacent]
-        if any(b.accessed_bytes for b in self.buffers):
-            canonical["accessed"] = [b.accessed_bytes for b in self.buffers]
-            canonical["costs"] = [r.cost for r in self.regions]
-        return _sha256(canonical)
+        return self.columns.digest(self)
 
 
 @dataclass(frozen=True, slots=True)

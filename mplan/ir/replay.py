@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 from mplan.ir.plan import Placement, Plan, Problem
@@ -24,24 +24,31 @@ class Replay:
     def __init__(self, problem: Problem, plan: Plan) -> None:
         import numpy as np
 
-        buffers, placements = problem.buffers, plan.placements
+        columns, placements = problem.columns, plan.placements
         self.problem, self.plan = problem, plan
         self.regions = {r.name: i for i, r in enumerate(problem.regions)}
         self.followers = {i for group in problem.adjacent for i in group[1:]}
-        self.exact = _exact_type(problem, plan)
-        self.size = self.column(b.size_bytes for b in buffers)
-        self.live_in = np.array([b.live_in for b in buffers], np.bool_)
-        self.live_out = np.array([b.live_out for b in buffers], np.bool_)
+        numbers = [[p.offset for p in placements], [p.start for p in placements]]
+        numbers.append([p.end for p in placements])
+        self.exact = _exact_type(problem, numbers)
+        self.size = columns.size.astype(self.exact)
+        self.live_in, self.live_out = columns.live_in, columns.live_out
         self.buffer = np.array([p.buffer for p in placements], np.int64)
         self.region = np.array([self.regions[p.region] for p in placements], np.int64)
-        self.offset = self.column(p.offset for p in placements)
-        self.start = self.column(p.start for p in placements)
-        self.end = self.column(p.end for p in placements)
-        self.usable = np.array([self.is_usable(p) for p in placements], np.bool_)
+        self.offset, self.start, self.end = map(self.column, numbers)
+        self.usable = self._allowed()[columns.choice[self.buffer], self.region]
         self.touched, self.touching = self._touches()
         self.first, self.last = self._lifetimes()
         self._find_boxes()
         self._levels: dict[str, tuple[Any, Any]] = {}
+
+    def _allowed(self) -> Any:
+        """Whether steps can touch buffers of each choice of regions in each region."""
+        import numpy as np
+
+        regions, choices = self.problem.regions, self.problem.columns.choices
+        allowed = [[r.addressable and r.name in choice for r in regions] for choice in choices]
+        return np.array(allowed, np.bool_).reshape(len(choices), len(regions))
 
     def column(self, numbers: Iterable[int]) -> Any:
         """``numbers`` as an array in which their sums are exact."""
@@ -53,35 +60,36 @@ class Replay:
         """Buffer and position of every touch, by buffer and position."""
         import numpy as np
 
-        steps = self.problem.steps
-        position = np.zeros(len(steps), np.int64)
-        position[list(self.plan.order)] = np.arange(len(steps))
-        touches = [(*s.reads, *s.writes) for s in steps]
-        counts = np.fromiter(map(len, touches), np.int64, len(steps))
-        buffer = np.fromiter(chain.from_iterable(touches), np.int64, int(counts.sum()))
-        span = len(steps) + 1
-        pairs = np.unique(buffer * span + np.repeat(position, counts))
+        columns, steps = self.problem.columns, len(self.problem.steps)
+        position = np.zeros(steps, np.int64)
+        position[list(self.plan.order)] = np.arange(steps)
+        sides = (columns.reads, columns.writes)
+        buffer = np.concatenate([side.flat.astype(np.int64) for side in sides])
+        step = np.concatenate([side.owner for side in sides])
+        span = steps + 1
+        pairs = np.sort(buffer * span + position[step])
+        pairs = pairs[np.append(pairs[1:] != pairs[:-1], True)] if len(pairs) else pairs
         return pairs // span, pairs % span
 
     def _lifetimes(self) -> tuple[Any, Any]:
         import numpy as np
 
         steps = len(self.problem.steps)
-        first, last = np.full(len(self.size), steps), np.zeros(len(self.size), np.int64)
-        np.minimum.at(first, self.touched, self.touching)
-        np.maximum.at(last, self.touched, self.touching + 1)
-        first = np.where(self.live_in | (last == 0), 0, first).astype(self.exact)
+        first, last = np.zeros((2, len(self.size)), np.int64)
+        changes = np.flatnonzero(np.diff(self.touched, prepend=-1))
+        first[self.touched[changes]] = self.touching[changes]
+        last[self.touched[changes]] = np.append(self.touching[changes[1:] - 1], self.touching[-1:]) + 1
+        first = np.where(self.live_in, 0, first).astype(self.exact)
         last = np.where((last == 0) & self.live_in & (steps > 0), 1, last).astype(self.exact)
         last[self.live_out] = self.problem.horizon
-        for i, b in enumerate(self.problem.buffers):
-            if b.lifetime is not None:
-                first[i], last[i] = b.lifetime
+        for i, span in self.problem.columns.lifetimes.items():
+            first[i], last[i] = span
         return first, last
 
     def _find_boxes(self) -> None:
         import numpy as np
 
-        gapped = np.array([bool(b.gaps) for b in self.problem.buffers], np.bool_)[self.buffer]
+        gapped = np.isin(self.buffer, list(self.problem.columns.gaps))
         whole = np.flatnonzero(~gapped & (self.start < self.end) & (self.size[self.buffer] > 0))
         parts = [(i, *held) for i in np.flatnonzero(gapped).tolist() for held in self._held(i)]
         columns = list(zip(*parts, strict=True)) or [()] * 5
@@ -151,12 +159,15 @@ class Replay:
         return np.isin(self.region, [self.regions[name] for name in region.split("+")])
 
 
-def _exact_type(problem: Problem, plan: Plan) -> Any:
+def _exact_type(problem: Problem, placed: list[list[int]]) -> Any:
     """The type of columns in which sums are exact: 64 bits, or Python's integers."""
     import numpy as np
 
-    total = sum(b.size_bytes for b in problem.buffers) + problem.horizon
-    total += max((abs(n) for p in plan.placements for n in (p.offset, p.start, p.end)), default=0)
-    total += max((b.alignment for b in problem.buffers), default=0)
+    columns = problem.columns
+    total = len(columns.size) * int(columns.size.max(initial=0)) + problem.horizon
+    total += max(
+        (abs(n) for numbers in placed if numbers for n in (min(numbers), max(numbers))), default=0
+    )
+    total += int(columns.alignment.max(initial=0))
     total += max(((r.capacity_bytes or 0) + r.alignment for r in problem.regions), default=0)
     return np.int64 if total < 2**61 else object

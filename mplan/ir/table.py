@@ -1,17 +1,17 @@
-"""A problem as columns: what its buffers and steps are made of, in arrays.
+"""A problem as the passes see it: its columns, and the steps that touch each buffer.
 
-Planning ten thousand steps means going through them a dozen times; over arrays that takes a hundredth
-of what it takes over objects. ``Problem.table`` makes them once.
+``Problem.table`` makes it once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from mplan.ir.plan import Problem
+from mplan.ir.problem_columns import exact
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     Bools: TypeAlias = NDArray[np.bool_]
     Ints: TypeAlias = NDArray[np.int64]
 
-#: Sums below this are exact in 64 bits, and so is twice as much.
-_EXACT = 2**62
-
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -34,20 +31,13 @@ class Rows:
     at: Ints
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> Rows:
-        """The rows of ``rows``."""
-        import numpy as np
-
-        flat = np.fromiter(chain.from_iterable(rows), np.int64)
-        return cls(flat, _begins(np.fromiter(map(len, rows), np.int64, len(rows))))
-
-    @classmethod
     def grouped(cls, owner: Ints, items: Ints, count: int) -> Rows:
         """``count`` rows: row i holds, once and in ascending order, the ``items`` of ``owner`` i."""
         import numpy as np
 
         span = int(items.max(initial=0)) + 1
-        pairs = np.unique(owner * span + items)
+        pairs = np.sort(owner * span + items)
+        pairs = pairs[np.append(pairs[1:] != pairs[:-1], True)] if len(pairs) else pairs
         return cls(pairs % span, _begins(np.bincount(pairs // span, minlength=count)))
 
     @property
@@ -92,23 +82,23 @@ class Table:
     def __init__(self, problem: Problem) -> None:
         import numpy as np
 
-        buffers, steps = problem.buffers, problem.steps
+        columns = problem.columns
         self.horizon = problem.horizon
-        self.steps = len(steps)
+        self.steps = len(problem.steps)
         self.regions = {r.name: i for i, r in reversed(list(enumerate(problem.regions)))}
-        self.size = exact([b.size_bytes for b in buffers])
-        self.region = np.array([self.regions[b.regions[0]] for b in buffers], np.int64)
-        self.live_in = np.array([b.live_in for b in buffers], np.bool_)
-        self.live_out = np.array([b.live_out for b in buffers], np.bool_)
-        self.reads = Rows.of([s.reads for s in steps])
-        self.writes = Rows.of([s.writes for s in steps])
-        self.after = Rows.of([s.after for s in steps])
+        self.size, self.live_in, self.live_out = columns.size, columns.live_in, columns.live_out
+        first = np.array([self.regions[names[0]] for names in columns.choices], np.int64)
+        self.region: Ints = first[columns.choice]
+        self.reads, self.writes, self.after = (
+            Rows(lists.flat, _begins(lists.lengths))
+            for lists in (columns.reads, columns.writes, columns.after)
+        )
         touched = np.concatenate((self.reads.flat, self.writes.flat))
         touching = np.concatenate((self.reads.owner, self.writes.owner))
-        self.users = Rows.grouped(touched, touching, len(buffers))
-        fixed = [(i, *b.lifetime) for i, b in enumerate(buffers) if b.lifetime is not None]
+        self.users = Rows.grouped(touched, touching, len(self.size))
+        fixed = [(i, *span) for i, span in columns.lifetimes.items()]
         self._fixed = exact(list(chain.from_iterable(fixed))).reshape(-1, 3).T
-        self._gapped = [(i, b) for i, b in enumerate(buffers) if b.gaps]
+        self._gapped = [(i, problem.buffers[i]) for i in columns.gaps]
 
     def lies_in(self, region: str) -> Bools:
         """Whether each buffer's first choice is ``region``."""
@@ -163,14 +153,6 @@ def levels(start: Ints, end: Ints, size: Ints) -> tuple[Ints, Ints]:
     np.add.at(change, at[: len(start)], size)
     np.subtract.at(change, at[len(start) : -1], size)
     return times, np.cumsum(change)
-
-
-def exact(numbers: Sequence[int]) -> Ints:
-    """``numbers`` as an array in which any sum of them is exact: of Python's integers if need be."""
-    import numpy as np
-
-    fits = sum(map(abs, numbers)) < _EXACT
-    return np.array(numbers, np.int64 if fits else object)
 
 
 def _begins(lengths: Ints) -> Ints:

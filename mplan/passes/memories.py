@@ -54,7 +54,7 @@ class _Choice:
 
 def choices(problem: Problem) -> tuple[str, ...]:
     """The regions among which buffers can choose by their costs; empty if there is no such buffer."""
-    names = {name for b in problem.buffers if len(b.regions) > 1 for name in b.regions}
+    names = {name for regions in problem.columns.choices if len(regions) > 1 for name in regions}
     found = [r for r in problem.regions if r.name in names]
     return tuple(r.name for r in found) if found and all(r.cost for r in found) else ()
 

@@ -10,7 +10,7 @@ from math import gcd
 from typing import TYPE_CHECKING
 
 from mplan.ir.plan import Extent, Problem
-from mplan.ir.table import exact
+from mplan.ir.problem_columns import exact
 from mplan.passes.allocate.chains import Chain, chains_of
 from mplan.passes.live import padded_peak, peak
 

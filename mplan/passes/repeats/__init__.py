@@ -11,6 +11,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat as repeat_value
 from math import gcd, lcm
 from typing import TYPE_CHECKING
 
@@ -125,16 +126,16 @@ def _place(folded: Fold, way: Unfolded, region: str, deadline: Deadline, seed: i
     too_high = capacity is not None and height > capacity
     if at.min(initial=0) < 0 or too_high or _collide(*boxes, at[held]):
         return None
-    rows = np.stack((np.flatnonzero(home), at[home], start[home], end[home])).tolist()
-    placements = tuple(Placement(b, region, low, s, e) for b, low, s, e in zip(*rows, strict=True))
+    buffers, *rows = np.stack((np.flatnonzero(home), at[home], start[home], end[home])).tolist()
+    placements = tuple(map(Placement, buffers, repeat_value(region), *rows))
     search = Search(placements, height, "repeats", bound)
     certificate = search.certificate(f"allocate:{region}", seed, time.monotonic() - started)
     return Allocated(placements, height, certificate)
 
 
 def _common_alignment(problem: Problem, region: str) -> int:
-    own = problem.region(region).alignment
-    return gcd(*(lcm(own, a) for a in {b.alignment for b in problem.buffers if b.regions[0] == region}))
+    own, mine = problem.region(region).alignment, problem.table.lies_in(region)
+    return gcd(*(lcm(own, a) for a in set(problem.columns.alignment[mine].tolist())))
 
 
 def _collide(start: Ints, end: Ints, size: Ints, low: Ints) -> bool:
@@ -143,15 +144,15 @@ def _collide(start: Ints, end: Ints, size: Ints, low: Ints) -> bool:
 
     count = len(start)
     order = np.argsort(np.concatenate((end, start)), kind="stable")  # of equal times, ends come first
-    lows, highs = low.tolist(), (low + size).tolist()
+    lows, highs, find = low.tolist(), (low + size).tolist(), bisect_left
     live: list[int] = []
     top: dict[int, int] = {}
     for event in order.tolist():
         if event < count:
-            del live[bisect_left(live, lows[event])]
+            del live[find(live, lows[event])]
             continue
         first, last = lows[event - count], highs[event - count]
-        at = bisect_left(live, first)
+        at = find(live, first)
         if (at and top[live[at - 1]] > first) or (at < len(live) and live[at] < last):
             return True
         live.insert(at, first)

@@ -81,8 +81,8 @@ def _looks(table: Table, kinds: Sequence[str]) -> Ints:
 
     flags = table.live_in + 2 * table.live_out.astype(np.int64) + 4 * table.region
     buffers = _hash(table.size) + _hash(flags)
-    numbers: dict[str, int] = {}
-    looks = _hash(np.array([numbers.setdefault(kind, len(numbers)) for kind in kinds], np.int64))
+    numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
+    looks = _hash(np.array([numbers[kind] for kind in kinds], np.int64))
     for side, rows in enumerate((table.reads, table.writes)):
         np.add.at(looks, rows.owner, _hash(buffers[rows.flat] + 2 * rows.place + side))
     return looks

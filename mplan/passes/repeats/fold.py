@@ -245,8 +245,8 @@ class Fold:
 def fold(problem: Problem, region: str, kept: int = KEPT) -> Fold | None:
     """``problem`` folded to ``kept`` layers, or one more; None if it has no layers worth folding, or
     wishes for addresses in ``region`` that layers cannot share."""
-    mine = (b for b in problem.buffers if b.regions[0] == region)
-    if problem.adjacent or any(b.offset is not None or b.gaps for b in mine):
+    placed = (problem.buffers[b] for b in (*problem.columns.offsets, *problem.columns.gaps))
+    if problem.adjacent or any(b.regions[0] == region for b in placed):
         return None
     runs = find_runs(problem.table, [s.kind for s in problem.steps])
     if not runs:

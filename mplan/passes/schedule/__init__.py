@@ -64,7 +64,9 @@ def schedule(
 
 def arena(problem: Problem) -> str:
     """The first region with a buffer that is not live throughout; else the first region."""
-    moving = {b.regions[0] for b in problem.buffers if not (b.live_in and b.live_out)}
+    columns = problem.columns
+    moving_choices = set(columns.choice[~(columns.live_in & columns.live_out)].tolist())
+    moving = {columns.choices[c][0] for c in moving_choices}
     return next((r.name for r in problem.regions if r.name in moving), problem.regions[0].name)
 
 

@@ -56,13 +56,18 @@ def closure_in(problem: Problem, region: str, step: int) -> Bound:
     needed = table.live_out | users.any(late)
     cut = MinCut(infinity=int(size.sum()) + 1)
     nodes = {s: cut.node() for s in np.flatnonzero(free).tolist()}
-    for s, node in nodes.items():
-        for p in table.after.row(s):
-            if p in nodes:
-                cut.arc(node, nodes[p])
-    for b in np.flatnonzero(users.any(free) & ~(begun & needed) & (size > 0)).tolist():
-        touch = [nodes[s] for s in users.row(b) if s in nodes]
-        cut.charge(int(size[b]), [] if begun[b] else touch, [] if needed[b] else touch)
+    follower = table.after.owner
+    inside = free[table.after.flat] & free[follower]
+    for s, p in zip(follower[inside].tolist(), table.after.flat[inside].tolist(), strict=True):
+        cut.arc(nodes[s], nodes[p])
+    undecided = users.any(free) & ~(begun & needed) & (size > 0)
+    touch: dict[int, list[int]] = {b: [] for b in np.flatnonzero(undecided).tolist()}
+    owner = users.owner
+    inside = free[users.flat] & undecided[owner]
+    for s, b in zip(users.flat[inside].tolist(), owner[inside].tolist(), strict=True):
+        touch[b].append(nodes[s])
+    for b, steps in touch.items():
+        cut.charge(int(size[b]), [] if begun[b] else steps, [] if needed[b] else steps)
     value, _ = cut.solve()
     return Bound(int(size[begun & needed].sum()) + value, "closure", (step,))
 
@@ -72,14 +77,18 @@ def _around(table: Table, step: int) -> tuple[Bools, Bools]:
     import numpy as np
 
     flat, at = table.after.flat.tolist(), table.after.at.tolist()
-    early, late = ([s == step for s in range(table.steps)] for _ in range(2))
+    early, late = [False] * table.steps, {step}
+    early[step] = True
     for s in range(step, -1, -1):
         if early[s]:
             for p in flat[at[s] : at[s + 1]]:
                 early[p] = True
     for s in range(step + 1, table.steps):
-        late[s] = any(late[p] for p in flat[at[s] : at[s + 1]])
-    return np.array(early, np.bool_), np.array(late, np.bool_)
+        if not late.isdisjoint(flat[at[s] : at[s + 1]]):
+            late.add(s)
+    behind = np.zeros(table.steps, np.bool_)
+    behind[list(late)] = True
+    return np.array(early, np.bool_), behind
 
 
 def closure(instance: Instance, step: int, largest: bool = False) -> tuple[int, list[int]]:

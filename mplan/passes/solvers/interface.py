@@ -252,7 +252,7 @@ def guard(problem: Problem) -> None:
     if faults:
         notes = tuple((v.message, None) for v in faults[1:])
         raise UserError("MP215", f"{problem.name or 'the problem'}: {faults[0].message}", notes=notes)
-    total_bytes = sum(b.size_bytes for b in problem.buffers)
+    total_bytes = int(problem.columns.size.sum())
     if total_bytes >= MAX_TOTAL_BYTES:
         message = f"the buffers add up to {total_bytes:,} B, the solvers count to {MAX_TOTAL_BYTES:,} B"
         raise UserError("MP226", message, help="give the sizes in a larger unit")

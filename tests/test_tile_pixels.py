@@ -111,10 +111,13 @@ def test_what_has_no_columns() -> None:
     z = net.conv(net.conv(x, 16), 16, groups=16)
     graph = graph_with_marks(net.graph(y, z), net)
     found = {op.result.name: columns_bytes(op, types(graph)) for op in graph.ops}
-    # groups, 12 channels, and a depthwise layer have none
-    assert list(found.values()) == [0, 0, 2 * PIXELS * 8, 2 * PIXELS * 8, 0]
+    # groups and a depthwise layer have none; 12 channels are filled up to 16
+    assert list(found.values()) == [0, 2 * PIXELS * 16, 2 * PIXELS * 8, 2 * PIXELS * 8, 0]
     unmarked = net.graph(y, z)
     assert not any(columns_bytes(op, types(unmarked)) for op in unmarked.ops)
+    large = QuantizedNet(4, 4, 68)
+    other = graph_with_marks(large.graph(large.conv("x", 8)), large)
+    assert columns_bytes(other.ops[0], types(other)) == 0
     tiny = QuantizedNet(1, 3, 8)
     one = graph_with_marks(tiny.graph(tiny.conv("x", 8)), tiny)
     assert columns_bytes(one.ops[0], types(one)) == 0

@@ -16,8 +16,10 @@ from mplan.ir.types import TensorType, Type
 
 #: Pixels, of one row of the result, whose windows are laid out together.
 PIXELS = 4
-#: Channels of the input: a multiple of what the kernel multiplies in a round.
-_ROUND = 8
+#: What a kernel multiplies in a round: columns are filled up with zeros to a multiple of it.
+ROUND = 8
+#: Numbers of a window that are copied into one run on the stack rather than multiplied pixel by pixel.
+GATHERED = 64
 _LAYERS = ("mplan.qconv2d", "mplan.qlinear")
 
 
@@ -36,6 +38,7 @@ def columns_bytes(op: Op, types: Mapping[str, Type]) -> int:
     result = types[op.result.name]
     assert isinstance(result, TensorType)
     fast = op.arg("bounded", False) and op.arg("below_half", False)
-    whole = sizes[-1] == x.shape[-1] and sizes[-1] % _ROUND == 0
+    size = prod(sizes)
+    whole = sizes[-1] == x.shape[-1] and (sizes[-1] % ROUND == 0 or size <= GATHERED)
     enough = prod(n for n in result.shape[:-1] if isinstance(n, int)) >= PIXELS
-    return 2 * PIXELS * prod(sizes) if fast and whole and enough else 0
+    return 2 * PIXELS * (size + -size % ROUND) if fast and whole and enough else 0

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from mplan.codegen.c.render import function
 from mplan.codegen.c.rows import Row, image_type, row_kernel
 from mplan.codegen.c.structs import invoke_with
 from mplan.codegen.c.table import Site
 from mplan.codegen.c.tensors import Code, Function, Tensor, argument
+from mplan.ir.columns import GATHERED, ROUND
 
 #: Output channels that a kernel computes at a time: they share loads, addresses and loops.
 _LANES = 4
-#: Bytes of a window that are copied into one run on the stack rather than multiplied pixel by pixel.
-_GATHERED = 64
 
 
 def rescale() -> Function:
@@ -117,7 +117,7 @@ def _deep(site: Site, taps: int, depth: int, padded: bool) -> _Form:
     """Pixels inside the image need no taps; windows over few channels are gathered into one run."""
     direct = taps == 1 and not padded
     whole = site.tensor("input").shape[-1] == depth
-    gathered = taps * depth if taps > 1 and whole and taps * depth <= _GATHERED else 0
+    gathered = taps * depth if taps > 1 and whole and taps * depth <= GATHERED else 0
     run = gathered or depth
     even = bool(site.arg("bounded")) and whole and run % 8 == 0
     even = even and site.result.shape[-1] % _LANES == 0
@@ -157,21 +157,26 @@ def _blocked(site: Site, form: _Form) -> Function:
 
 def _by_columns(site: Site, form: _Form, rest: Function) -> Function:
     """The kernel that lays out windows as columns and leaves the last pixels to ``rest``."""
-    full = is_full(site)
-    columns, products = (
-        function(name, needs=(instructions(),)) for name in ("columns_of_2", "products_1x4")
+    direct, shape = bool(form.options["direct"]), site.tensor("weight").shape[1:]
+    size, depth = prod(shape), shape[-1]
+    gathered = size if depth % ROUND else 0
+    padded = gathered + -gathered % ROUND
+    dsp, ending = (instructions(),), "full" if is_full(site) else "clamped"
+    made = (
+        function("two_columns" if direct and not gathered else "one_column", needs=dsp),
+        function("products_1x4_loose", "products_1x4", dsp, loose=True)
+        if gathered
+        else function("products_1x4", needs=dsp, loose=False),
+        function(
+            f"results_1x4_{ending}", "results_1x4", (_conv_t(), *dsp, store()), full=is_full(site)
+        ),
+        rest,
     )
-    finish = function(
-        f"results_1x4_{'full' if full else 'clamped'}",
-        "results_1x4",
-        (_conv_t(), instructions(), store()),
-        full=full,
-    )
-    direct = bool(form.options["direct"])
-    needs = (*(_walk() if direct else (_taps(),)), columns, products, finish, rest)
-    names = {"columns": columns.name, "products": products.name, "results": finish.name}
-    view = {"taps": form.options["taps"], "direct": direct, "rest": rest.name, **names}
-    return function(f"{rest.name}_columns", "qconv2d_columns", needs, **view)
+    names = dict(zip(("products", "results", "rest"), (f.name for f in made[1:]), strict=True))
+    view = {"taps": size // depth, "direct": direct, "gathered": gathered, "padded": padded, **names}
+    needs = (*(_walk() if direct else (_taps(),)), *made)
+    name = f"{rest.name}{f'_{gathered}' if gathered and direct else ''}_columns"
+    return function(name, "qconv2d_columns", needs, **view)
 
 
 def instructions() -> Function:

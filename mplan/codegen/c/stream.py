@@ -311,11 +311,15 @@ class _Stream:
         many = first and not self.up if self.pixelwise else len(stage.nodes) > 1
         column = "walk.column + i" if many else "walk.column"
         together = self._together(stage) if many else 1
-        count = "1" if many or self.pixelwise else "walk.count"
+        widths = {across.length(stage) for _, across in self.lines} - {0}
         code = Code()
-        if together > 1:
-            count, left = "n", "walk.count - i"
-            code = Code((f"const int32_t n = {left} < {together} ? {left} : {together};",))
+        if many or self.pixelwise:
+            count = str(together)
+            if any(width % together for width in widths):
+                count, left = "n", "walk.count - i"
+                code = Code((f"const int32_t n = {left} < {together} ? {left} : {together};",))
+        else:
+            count = str(*widths) if len(widths) == 1 else "walk.count"
         for number in stage.nodes:
             code += self._node(self.flow.nodes[number], stage, column, count)
         step = f"i += {together}" if together > 1 else "++i"
@@ -349,11 +353,10 @@ class _Stream:
         self, node: Node, op: Op, rule: Spatial, stage: Stage, column: str, count: str
     ) -> Code:
         site = self._site(op)
-        widths = {across.length(stage) for _, across in self.lines} - {0}
-        if count == "n" or (count != "1" and len(widths) > 1):  # kernels for tensors have fixed sizes
+        if not count.isdigit():  # kernels for tensors have fixed sizes
             each = self._pointwise(node, op, rule, stage, f"{column} + k", "1")
             return each.block(f"for (int32_t k = 0; k < {count}; ++k)")
-        length = 1 if count == "1" else max(widths, default=1)
+        length = int(count)
         reads = {a.operand: self._pixels(a, column, length) for a in rule.accesses}
         type_, step = self.types[node.out], self._step_bytes(node.out)
         result = Pixels(self._target(node.out, column), type_, length, step)
@@ -415,11 +418,13 @@ class _Stream:
         row, col = ("walk.row", column)
         first = (high - 1 if self.up else low, right - 1 if self.back else left)
         last = (low if self.up else high - 1, left if self.back else right - 1)
-        whole = count == "walk.count"
+        whole = len(stage.nodes) == 1 and not self.pixelwise
         begins, ends = f"{row} == {first[0]}", f"{row} == {last[0]}"
         if not whole:
             begins += f" && {col} == {first[1]}"
-            ends += f" && {col}{' + n - 1' if count == 'n' else ''} == {last[1]}"
+            ends += (
+                f" && {col} + {count} == {last[1] + 1}" if count != "1" else f" && {col} == {last[1]}"
+            )
         bits = f"const int32_t ends = ({begins} ? 1 : 0) | ({ends} ? 2 : 0);"
         sums = self.rings[node.out]
         result = f"{_macro(self._place(node.out), CTYPES[self.types[node.out].dtype])}"

@@ -190,6 +190,7 @@ def context_of(target: Target, constants: Mapping[str, Any], options: Options) -
         constants=constants,
         emits=emitted,
         pairs=target.isa.dsp and not target.isa.mve,
+        vectors=target.isa.mve,
     )
 
 

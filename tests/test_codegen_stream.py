@@ -284,7 +284,7 @@ def test_an_image_in_flash_on_a_microcontroller(tmp_path: Path) -> None:
     assert found.arena_bytes == found.arena_touched_bytes <= 13_100
 
 
-@pytest.mark.parametrize(("target", "most"), [("stm32f746", 24.0e6), ("mps3-an547", 11.3e6)])
+@pytest.mark.parametrize(("target", "most"), [("stm32f746", 24.0e6), ("mps3-an547", 8.5e6)])
 def test_a_trained_model_takes_no_more_instructions_than_peers(
     target: str, most: float, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from mplan.ir.graph import Graph
 from mplan.ir.interp import run
 from mplan.passes.base import Context
 from mplan.passes.registry import parse_pipeline
-from mplan.passes.tile_pixels import with_columns
+from mplan.passes.tile_pixels import tiled_graph
 from mplan.pipeline import run_passes
 from mplan.runtime.emulator import EmulatorName, run_firmware
 from mplan.runtime.firmware import build_firmware
@@ -155,7 +155,7 @@ def case(drawn: dict[str, Any]) -> Case:
     wanted = list(run(graph, {**net.constants, "x": image}))
     changed, constants = passed(graph, net.constants, drawn["passes"])
     if drawn["columns"]:
-        changed = with_columns(changed, [1 << 30] * len(changed.ops))
+        changed = tiled_graph(changed, [1 << 30] * len(changed.ops), columns=True)
     return emitted(changed, constants), image, wanted
 
 

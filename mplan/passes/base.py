@@ -48,7 +48,7 @@ class Context:
     ``schedule`` leaves the captured graph with its certificate, the certificate for the new order,
     the captured order's peak, and the seconds it took; ``stream`` what it made. ``emits`` says of an op
     and its rule of geometry whether code is generated for it inside of a stream. ``pairs`` says that
-    the target multiplies pairs of 16-bit numbers and has no vectors.
+    the target multiplies pairs of 16-bit numbers and has no vectors, ``vectors`` that it has some.
     """
 
     layout: Layout
@@ -57,6 +57,7 @@ class Context:
     solver: str = "auto"
     constants: Mapping[str, Any] = field(default_factory=dict)
     pairs: bool = False
+    vectors: bool = False
     lowered: Lowered | None = None
     plan: Plan | None = None
     baseline_peak_bytes: int | None = None

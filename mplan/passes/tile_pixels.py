@@ -25,12 +25,13 @@ _ALIGNMENT = 4
 
 @dataclass(frozen=True, slots=True)
 class TilePixels(Pass):
-    """Give convolutions scratch memory for columns (``mplan.ir.columns``) where there is room.
+    """Let layers work on several pixels at a time where there is room for what that needs.
 
+    In streams by rows, stages of several ops pass that many pixels on together; on targets that
+    multiply pairs of 16-bit numbers, layers get scratch memory for columns (``mplan.ir.columns``).
     Room is what the plan leaves free while an op runs, below the arena's height or below ``budget``
-    bytes if that is more: the arena grows no further. In streams by rows, stages of several ops pass
-    that many pixels on together. Acts on targets that multiply pairs of 16-bit numbers and whose
-    activations lie in one memory. Runs after ``allocate`` and plans anew.
+    bytes if that is more: the arena grows no further. Acts on targets that multiply several numbers at
+    once and whose activations lie in one memory. Runs after ``allocate`` and plans anew.
     """
 
     name: ClassVar[str] = "tile_pixels"
@@ -41,13 +42,13 @@ class TilePixels(Pass):
         """The graph with scratch memory and its plan; ``graph`` itself if nothing fits."""
         if ctx.plan is None or ctx.lowered is None:
             raise UserError("MP421", "tile_pixels has no plan", help="name it after allocate")
-        if not ctx.pairs or ctx.layout.memories:
+        if not (ctx.pairs or ctx.vectors) or ctx.layout.memories:
             return graph
         arena = ctx.layout.arena.name
         limit = room = max(ctx.plan.peak_bytes(arena), self.budget)
         live = _live_bytes(ctx)
         for _ in range(_ROUNDS):
-            tiled = with_columns(graph, [room - used for used in live])
+            tiled = tiled_graph(graph, [room - used for used in live], columns=ctx.pairs)
             if tiled == graph:
                 break
             inner = replace(ctx, notes=[], captured=None, limit_s=ctx.limit_s / _ROUNDS, spent_s=0.0)
@@ -80,48 +81,46 @@ def _live_bytes(ctx: Context) -> list[int]:
     return [found[op] for op in sorted(found)]
 
 
-def with_columns(graph: Graph, room: Sequence[int]) -> Graph:
-    """``graph`` with as much scratch memory for columns as there is ``room`` for at each op."""
+def tiled_graph(graph: Graph, room: Sequence[int], *, columns: bool) -> Graph:
+    """``graph`` in which each op works on as many pixels as there is ``room`` for.
+
+    Layers get ``columns``, or streams only wider rings.
+    """
     types = {name: value.type for name, value in graph.value_table.items()}
-    ops = (_op_with_columns(op, types, free) for op, free in zip(graph.ops, room, strict=True))
+    ops = (_tiled(op, types, free, columns) for op, free in zip(graph.ops, room, strict=True))
     return replace(graph, ops=tuple(ops))
 
 
-def _op_with_columns(op: Op, types: Mapping[str, Type], room: int) -> Op:
-    """``op``, or the ops of a stream, with columns within ``room`` bytes."""
+def _tiled(op: Op, types: Mapping[str, Type], room: int, columns: bool) -> Op:
+    """``op``, or the ops of a stream, on several pixels at a time within ``room`` bytes."""
     if op.loop is None:
-        wanted = 0 if op.scratch else columns_bytes(op, types)
+        wanted = columns_bytes(op, types) if columns and not op.scratch else 0
         return replace(op, scratch=(_columns(wanted),)) if 0 < wanted <= room else op
     if op.loop.stream is None or op.loop.stream.unit != "row":
         return op
     body = {name: value.type for name, value in op.loop.body.value_table.items()}
-    sizes = {columns_bytes(inner, body) for inner in op.loop.body.ops}
+    sizes = {columns_bytes(inner, body) for inner in op.loop.body.ops if columns} | {0}
     held = sum(s.size_bytes for s in op.scratch)
     for most in sorted(sizes, reverse=True):
-        loop = _stream_with_columns(op.loop, body, most)
+        loop = _tiled_stream(op.loop, body, most)
         scratch = scratch_of(loop)
         if loop != op.loop and sum(s.size_bytes for s in scratch) - held <= room:
             return replace(op, loop=loop, scratch=scratch)
     return op
 
 
-def _stream_with_columns(loop: Loop, types: Mapping[str, Type], most: int) -> Loop:
-    """The stream with columns of at most so many bytes, and rings for the pixels that its stages with
-    such layers pass on."""
-    flow, stream = flow_of(loop), loop.stream
+def _tiled_stream(loop: Loop, types: Mapping[str, Type], most: int) -> Loop:
+    """The stream with columns of at most so many bytes, and rings for all pixels that are passed on."""
+    stream = loop.stream
     assert stream is not None
-    ops = {op.result.name: op for op in loop.body.ops}
-    wider = set()
-    for stage in flow.stages:
-        nodes = [flow.nodes[n] for n in stage.nodes]
-        sizes = {op.result.name: columns_bytes(op, types) for node in nodes for op in node.ops}
-        chosen = {name: size for name, size in sizes.items() if 0 < size <= most}
-        for name, size in chosen.items():
-            ops[name] = replace(ops[name], scratch=(_columns(size),))
-        if chosen:
-            wider |= {node.out for node in nodes[:-1]}
-    rings = (replace(r, pixels=PIXELS) if r.value in wider else r for r in stream.rings)
-    body = replace(loop.body, ops=tuple(ops[op.result.name] for op in loop.body.ops))
+    inside = flow_of(loop).passed_on()
+    rings = (replace(r, pixels=PIXELS) if r.value in inside else r for r in stream.rings)
+    sizes = (columns_bytes(op, types) for op in loop.body.ops)
+    ops = (
+        replace(op, scratch=(_columns(size),)) if 0 < size <= most else op
+        for op, size in zip(loop.body.ops, sizes, strict=True)
+    )
+    body = replace(loop.body, ops=tuple(ops))
     return replace(loop, body=body, stream=replace(stream, rings=tuple(rings)))
 
 

@@ -146,13 +146,23 @@ def _blocked(site: Site, form: _Form) -> Function:
     biases = function("biases_4" if given else "biases_4_if_any", "biases_4", (_conv_t(),), given=given)
     needs = (*form.needs, biases, sums, finish)
     options = {**form.options, "lanes": range(_LANES), "centered": centered, "wide": ""}
-    if given and site.op.kind == "mplan.qdepthwise_conv2d" and not form.options["paired"]:
-        taps, full, scaled = form.options["taps"], "_full" in ending, scaled_4(site)
-        view = {"taps": taps, "full": full, "scaled": scaled.name}
-        wide = function(f"channels_16_{taps}{ending}", "channels_16", (_conv_t(), scaled), **view)
+    wide = _vectors(site, form, ending) if given else None
+    if wide:
         options, needs = {**options, "wide": wide.name}, (*needs, wide)
     names = {"biases": biases.name, "products": sums.name, "results": finish.name}
     return function(name, form.template, needs, **options, **names)
+
+
+def _vectors(site: Site, form: _Form, ending: str) -> Function | None:
+    """What vectors make at once of a bounded layer: 16 channels of a pixel, or two pixels."""
+    scaled, taps = scaled_4(site), form.options["taps"]
+    if form.template == "qdepthwise_conv2d" and not form.options["paired"]:
+        view = {"taps": taps, "full": "_full" in ending, "scaled": scaled.name}
+        return function(f"channels_16_{taps}{ending}", "channels_16", (_conv_t(), scaled), **view)
+    if form.options.get("direct") and form.options["even"]:
+        name = scaled.name.replace("scaled_4", "two_pixels")
+        return function(name, "two_pixels", (_conv_t(), scaled), scaled=scaled.name)
+    return None
 
 
 def _by_columns(site: Site, form: _Form, rest: Function) -> Function:

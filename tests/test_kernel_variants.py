@@ -118,9 +118,9 @@ WINDOW = st.fixed_dictionaries(
     {
         "kernel": st.tuples(st.integers(1, 7), st.integers(1, 7)) | st.just((1, 1)),
         "stride": st.tuples(SMALL, SMALL),
-        "padding": st.tuples(*[st.integers(0, 3)] * 4),
+        "padding": st.tuples(*[st.integers(0, 3)] * 4) | st.just((0, 0, 0, 0)),
         "dilation": st.tuples(SMALL, SMALL),
-        "channels": st.integers(1, 40),
+        "channels": st.integers(1, 40) | st.sampled_from([8, 12, 16, 32]),
         "kind": st.sampled_from(["deep", "deep", "wide", "wide", "max", "avg"]),
         "shifts": st.sampled_from(SHIFTS),
         "full": st.booleans(),

@@ -22,10 +22,11 @@ from mplan.passes.registry import parse_pipeline
 from mplan.passes.stream.build import Choice
 from mplan.passes.tile_pixels import tiled_graph
 from mplan.pipeline import asked, context_of, run_passes
+from mplan.runtime.emulator import EmulatorName
 from mplan.targets import load_target
 from tests.c_support import FLASH, LAYOUT, SRAM, emitted, run_program
 from tests.quantized_nets import QuantizedNet
-from tests.test_kernel_variants import on_device
+from tests.test_kernel_variants import SHIFTS, Layers, on_device
 from tests.test_streams import CHOICES, streamed
 
 FAST = "fold_zero_points,bound_sums,pair_weights"
@@ -183,3 +184,26 @@ def blocks(net: QuantizedNet, mean: bool) -> Graph:
     y = net.conv(net.conv(x, 24), 24, (5, 5), padding=(2, 2, 2, 2), groups=24)
     y = net.conv(net.add(x, net.conv(y, 16)), 12)
     return net.graph(net.mean(y) if mean else y)
+
+
+@pytest.mark.parametrize("channels", [3, 12, 24])
+@pytest.mark.parametrize(("toolchain", "emulator"), [("gcc", "qemu"), ("zig", "unicorn")])
+def test_every_form_of_columns(
+    channels: int, toolchain: str, emulator: EmulatorName, tmp_path: Path
+) -> None:
+    """Windows that are gathered or not, inside the image or not; a rest of pixels; both clamps."""
+    net = Layers(5, 11, channels, seed=channels)
+    windows = [((1, 1), 0, 1), ((1, 1), 1, 2), ((3, 3), 1, 1), ((2, 3), 0, 2)]
+    outputs = [
+        net.window(kernel, (step, step), (pad,) * 4, (1, 1), out, "deep", SHIFTS[0], full, 3000)
+        for (kernel, pad, step), out, full in zip(
+            windows, (5, 8, 12, 16), (True, False, True, False), strict=True
+        )
+    ]
+    graph, image = net.graph(*outputs), net.image()
+    wanted = list(run(graph, {**net.constants, "x": image}))
+    marked, ctx = passed(graph, net, FAST)
+    tiled = tiled_graph(marked, [ENDLESS] * len(marked.ops), columns=True)
+    assert len(columns(tiled)) >= 3
+    case = emitted(tiled, ctx.constants), image, wanted
+    on_device(tmp_path, "mps2-an500", toolchain, emulator, case)

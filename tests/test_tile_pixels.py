@@ -204,6 +204,6 @@ def test_every_form_of_columns(
     wanted = list(run(graph, {**net.constants, "x": image}))
     marked, ctx = passed(graph, net, FAST)
     tiled = tiled_graph(marked, [ENDLESS] * len(marked.ops), columns=True)
-    assert len(columns(tiled)) >= 3
+    assert len(columns(tiled)) >= 2
     case = emitted(tiled, ctx.constants), image, wanted
     on_device(tmp_path, "mps2-an500", toolchain, emulator, case)

@@ -87,3 +87,10 @@ def test_cut_rectangles_are_put_together_again(name: str) -> None:
 def test_ten_thousand_irregular_steps_run_at_the_bound() -> None:
     certificate = schedule(skips(10_000), limit_s=40).certificate
     assert (certificate.status, certificate.bound_kind) == ("optimal", "closure")
+
+
+def test_irregular_steps_beyond_those_refined_as_a_whole() -> None:
+    """The bound is the highest minimum cut found; the order is 2.4 % above it."""
+    certificate = schedule(skips(5_000), limit_s=15).certificate
+    assert certificate.value_bytes <= 57_992
+    assert certificate.lower_bound_bytes >= 56_629

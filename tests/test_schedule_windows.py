@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from mplan.ir.dag_format import load_dag
 from mplan.ir.plan import Buffer, Problem, Region, Step
 from mplan.passes.schedule import schedule
+from mplan.passes.schedule.course import Course
+from mplan.passes.schedule.cuts import bend
 from mplan.passes.schedule.instance import from_problem
-from mplan.passes.schedule.windows import Course
+from mplan.passes.solvers.interface import Deadline
 from tests.problems import graphs, is_valid, random_order
 
 GRAPHS = Path(__file__).parent / "data" / "graphs"
@@ -51,6 +53,27 @@ def test_the_interval_around_a_position_holds_it(
         low, high = course.around(position, width)
         assert 0 <= low <= position < high <= instance.count
         assert high - low <= width
+
+
+@given(graphs(), st.randoms(use_true_random=False), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_cuts_bend_a_window_and_nothing_else(
+    problem: Problem, rng: random.Random, thorough: bool
+) -> None:
+    instance = from_problem(problem, "arena")
+    if not instance.count:
+        return
+    course = Course(instance, random_order([s.after for s in problem.steps], rng))
+    position = rng.randrange(instance.count)
+    low, high = course.around(position, min(5, instance.count))
+    steps, profile = list(course.steps), list(course.profile)
+    lowered = bend(course, position, 5, Deadline(60), thorough=thorough)
+    assert is_valid(problem, course.order)
+    assert course.profile == instance.profile(course.order)
+    outside = (course.steps[:low], course.steps[high:], course.profile[:low], course.profile[high:])
+    assert outside == (steps[:low], steps[high:], profile[:low], profile[high:])
+    assert (max(course.profile[low:high]) < max(profile[low:high])) == lowered
+    assert lowered or course.steps == steps
 
 
 def test_windows_lower_what_greedy_and_cuts_leave() -> None:

@@ -21,8 +21,10 @@ from mplan.passes.solvers.interface import (
 )
 from mplan.passes.solvers.interrupt import graceful
 
-#: At so many of the highest positions of the order found its bound is looked for.
-_PEAKS = 20
+#: At so many of the highest positions of the order found its bound is looked for, in this part of the
+#: time, which the search for orders leaves.
+_PEAKS = 40
+_TIGHTEN = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ def _search(
     inner = Search(start, small.instance.peak(start), "greedy", found.bound)
     if known is not None:
         exact.prove(small.instance, inner, deadline)
-    run_solver(find_solver("schedule", solver), small.instance, inner, deadline, seed)
+    searching = deadline.share(1 - _TIGHTEN)
+    run_solver(find_solver("schedule", solver), small.instance, inner, searching, seed)
     order = small.expand(inner.answer)
     found.offer(order, live_peak(problem, order, region)[0], inner.solver)
     _adopt(found, inner.bound, small)

@@ -11,14 +11,18 @@ import heapq
 from collections.abc import Iterator, Sequence
 
 from mplan.passes.schedule.bounds import closure
+from mplan.passes.schedule.course import Course
 from mplan.passes.schedule.greedy import Order, portfolio
 from mplan.passes.schedule.instance import Instance
 from mplan.passes.solvers.interface import Bound, Deadline, Search
 
 #: The part of the remaining time that cuts may take.
 _SHARE = 0.4
-#: Of larger graphs only the best order is refined, not the whole portfolio.
-_MAX_STEPS = 4_000
+#: Larger graphs are not refined as a whole, but in windows around their peaks, of these widths in turn.
+MAX_STEPS = 4_000
+WIDTHS = (500, 2_000, 8_000)
+#: Of so many of their steps the closures are tried as bounds.
+_PEAKS = 20
 
 
 def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int) -> None:
@@ -27,7 +31,9 @@ def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int
     Takes no more than a part of the time: on large graphs windows gain more.
     """
     deadline = deadline.share(_SHARE)
-    for order in _starts(instance, search):
+    if instance.count > MAX_STEPS:
+        return _bend(instance, search, deadline)
+    for order in _starts(instance, search.answer, search.value):
         for largest in (False, True):
             if search.closed or deadline.expired:
                 return
@@ -36,22 +42,56 @@ def run(instance: Instance, search: Search[Order], deadline: Deadline, seed: int
     tighten(instance, search, deadline)
 
 
-def _starts(instance: Instance, search: Search[Order]) -> Iterator[Order]:
-    best = search.answer
-    yield best
-    if instance.count > _MAX_STEPS:
-        return
-    seen = {best}
-    for order in portfolio(instance, search.value):
-        if order not in seen:
-            seen.add(order)
-            yield order
+def _starts(instance: Instance, order: Order, limit_bytes: int) -> Iterator[Order]:
+    yield order
+    seen = {order}
+    for other in portfolio(instance, limit_bytes):
+        if other not in seen:
+            seen.add(other)
+            yield other
 
 
-def tighten(instance: Instance, search: Search[Order], deadline: Deadline) -> None:
-    """Raise the bound by the closures of the steps at which the best order exceeds it, worst first."""
+def _bend(instance: Instance, search: Search[Order], deadline: Deadline) -> None:
+    """Refine the best order in windows around its peak until none yields."""
+    course = Course(instance, search.answer)
+    while not deadline.expired and max(course.profile) > search.bound.bytes:
+        position = course.profile.index(max(course.profile))
+        if not any(bend(course, position, width, deadline) for width in WIDTHS):
+            break
+    search.offer(course.order, max(course.profile), "cuts")
+    tighten(instance, search, deadline, _PEAKS)
+
+
+def bend(
+    course: Course, position: int, width: int, deadline: Deadline, *, thorough: bool = False
+) -> bool:
+    """Whether nested cuts lower the peak of the window of ``width`` steps around ``position``.
+
+    They refine the order that it has and, if ``thorough``, those of the greedy portfolio.
+    """
+    low, high = course.around(position, min(width, len(course.steps)))
+    local = course.window(low, high)
+    order = tuple(range(local.count))
+    peak = local.peak(order)
+    best = Search(order, peak, "none", Bound(local.base, "boundary"))
+    for start in _starts(local, order, peak) if thorough else (order,):
+        for largest in (False, True):
+            if deadline.expired or (best.value < peak and not thorough):
+                break
+            refined = refine(local, start, best, deadline, largest)
+            best.offer(refined, local.peak(refined), "cuts")
+    if best.value < peak:
+        course.replace(low, [course.steps[low + s] for s in best.answer])
+    return best.value < peak
+
+
+def tighten(
+    instance: Instance, search: Search[Order], deadline: Deadline, most: int | None = None
+) -> None:
+    """Raise the bound by the closures of the steps at which the best order exceeds it, worst first, of
+    no more than ``most`` steps."""
     profile = instance.profile(search.answer)
-    for live, step in sorted(zip(profile, search.answer, strict=True), reverse=True):
+    for live, step in sorted(zip(profile, search.answer, strict=True), reverse=True)[:most]:
         if live <= search.bound.bytes or search.closed or deadline.expired:
             return
         search.raise_bound(Bound(closure(instance, step)[0], "closure", (step,)))

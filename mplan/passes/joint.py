@@ -21,8 +21,9 @@ from mplan.passes.solvers.interface import Deadline
 _WINDOWS = (8, 16, 32)
 #: Models with more rectangles are not built.
 _MAX_BOXES = 400
-#: Seconds for one window.
+#: Seconds for one window; with less than the least, which building a model can take, none is opened.
 _WINDOW_S = 4.0
+_LEAST_S = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def improve(
         return draft
     for size in _WINDOWS if len(problem.steps) > _WINDOWS[-1] else (len(problem.steps),):
         tried: set[tuple[int, int]] = set()
-        while not deadline.expired:
+        while deadline.remaining() > _LEAST_S:
             hot = (w for w in _windows(problem, draft, goal, size) if w not in tried)
             window = next(hot, None)
             if window is None:

@@ -14,7 +14,7 @@ from math import gcd, lcm
 from mplan.diagnostics import InfeasibleError, InternalError
 from mplan.ir.check import check
 from mplan.ir.plan import Certificate, Plan, Problem, Status
-from mplan.passes import joint, repeats
+from mplan.passes import joint, repair, repeats
 from mplan.passes.allocate import Allocated, OverBudget, allocate
 from mplan.passes.live import live_peak
 from mplan.passes.memories import assign, choices, pooled
@@ -26,10 +26,14 @@ from mplan.passes.solvers.interrupt import graceful
 _GRACE_S = 1.0
 #: The share of the time left after the schedule for addresses at its order; the rest is for others.
 _FIRST_ORDER = 0.6
+#: The share of the time for addresses that passes before those of many buffers are repaired.
+_BEFORE_REPAIR = 0.4
 #: The share of the time for a joint search that a better bound on its goal may take.
 _PADDED = 0.3
 #: Seconds that sealing and checking a plan takes per step and buffer; at most half of the limit.
-_CHECK_S = 6e-5
+_CHECK_S = 1e-5
+#: Seconds that placing a buffer takes once its offset is known.
+_PLACE_S = 5e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,8 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
             if best.order != captured and live_peak(problem, captured, arena(problem))[0] < best.height:
                 best = _at_captured(problem, best.height, name, deadline, seed) or best
         if name == "auto":
-            found = _jointly(problem, best.positions, certificate.lower_bound_bytes, deadline, seed)
+            spare = Deadline(deadline.remaining() - len(problem.buffers) * _PLACE_S)
+            found = _jointly(problem, best.positions, certificate.lower_bound_bytes, spare, seed)
             best = (_hinted(problem, found, seed) if found else None) or best
         return _complete(best, (certificate,))
 
@@ -314,10 +319,16 @@ def _better(
     deadline: Deadline,
     seed: int,
 ) -> Allocated:
-    """The lower one of ``known`` and what the solver finds."""
+    """The lower one of ``known`` and what the solver finds; of many buffers it finds in a part of the
+    time, and repairs its highest places in the rest."""
+    exact = solver in ("auto", "exact")
+    repairable = exact and repair.worthwhile(problem, region)
+    share = deadline.share(_BEFORE_REPAIR) if repairable else deadline
     try:
-        limit_s = deadline.remaining()
+        limit_s = share.remaining()
         found = allocate(problem, order, region=region, solver=solver, limit_s=limit_s, seed=seed)
+        if repairable:
+            found = repair.repair(problem, order, region, found, deadline, seed)
     except OverBudget:
         if known is None:
             raise

@@ -87,10 +87,9 @@ def pareto(
 
     options = options or Options.parse(given)
     if written := _written(model):
-        return explore(written, {}, options, str(model))
+        return explore(written, {}, options)
     captured = capture_for(model, args, kwargs, options)
-    name = str(model) if isinstance(model, (str, Path)) else captured.graph.name
-    return explore(captured.graph, captured.constants, options, name)
+    return explore(captured.graph, captured.constants, options)
 
 
 def _written(model: Any) -> Graph | None:

@@ -69,7 +69,7 @@ class Frontier:
         return {**asdict(self), "points": [asdict(p) for p in self.points]}
 
 
-def explore(graph: Graph, constants: Mapping[str, Any], options: Options, name: str = "") -> Frontier:
+def explore(graph: Graph, constants: Mapping[str, Any], options: Options) -> Frontier:
     """The frontier of ``graph`` on the target of ``options``.
 
     For every way in which the image may arrive, or that of ``options.input`` alone. InfeasibleError
@@ -98,7 +98,7 @@ def explore(graph: Graph, constants: Mapping[str, Any], options: Options, name: 
     if not points:
         raise InfeasibleError("MP235", f"graph {graph.name} has no ops that rows could stream through")
     limit = ctx.layout.arena.capacity_bytes
-    return Frontier(name or graph.name, target.name, limit, macs, layered, tuple(points))
+    return Frontier(graph.name, target.name, limit, macs, layered, tuple(points))
 
 
 def _points(space: Space) -> Iterator[Point]:

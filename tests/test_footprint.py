@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_runner import run_cli
+from rich.console import Console
 
-from mplan.runtime.footprint import measure
+from mplan.runtime.footprint import Footprint, Part, measure, render
 
 MODEL = """
 import torch
@@ -52,9 +54,22 @@ def test_compile_prints_it(tmp_path: Path) -> None:
     folder, done = compiled(tmp_path, 10, "--json")
     assert done.json["image"] == json.loads(json.dumps(measure(folder).to_json()))
     _, done = compiled(tmp_path, 10)
-    assert "network: code, tables, state" in done.err and "of 1,048,576 B" in done.err
+    assert "network: code, tables, state" in done.err and "1,048,576 B" in done.err
     _, done = compiled(tmp_path, 10, "--json", "--no-build")
     assert done.json["image"] is None
+
+
+def test_the_table_fits_80_columns() -> None:
+    parts = (Part("start-up, harness, library", 123_456, 1_234_567), Part("stack, at most", 100_000, 0))
+    memories = {"dtcm": (65_536, 65_536), "sram": (157_920, 327_680)}
+    text = io.StringIO()
+    found = Footprint("zig", parts, Part("stm32f746", 327_680, 2_097_152), True, memories)
+    render(found, Console(file=text, width=80))
+    rows = [line.split() for line in text.getvalue().splitlines()]
+    assert len(rows) == 1 + len(parts) + 3 + len(memories)
+    assert ["in", "all", "223,456", "B", "1,234,567", "B"] in rows
+    assert ["of", "stm32f746", "327,680", "B", "2,097,152", "B"] in rows
+    assert ["share", "68.2", "%", "58.9", "%"] in rows
 
 
 def test_an_image_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import mplan
 from mplan.diagnostics import InfeasibleError, UserError
 from mplan.ir.check import check
 from mplan.ir.graph import Graph
+from mplan.ir.parser import parse
 from mplan.ir.plan import Certificate
 from mplan.ir.plan_json import load_plan
 from mplan.options import Options
@@ -161,6 +162,7 @@ def test_the_frontier_is_drawn(net: Path, tmp_path: Path) -> None:
         assert title.startswith(f"{point.arena_bytes:,} B at {point.mac_factor:.3f}")
     assert "limit 1.66 KiB" in "".join(root.itertext())
     page = html.read_text()
+    assert f"<title>{parse(net.read_text()).name} " in page and str(net.parent) not in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
     assert page.count("<tr>") == 1 + len(frontier.points)
 

@@ -137,7 +137,7 @@ def _capacity(target: Target) -> Part:
 
 
 def render(found: Footprint, console: Console) -> None:
-    """Print the table of RAM and flash."""
+    """Print the table of RAM and flash, which fits 80 columns."""
     from rich.table import Table
     from rich.text import Text
 
@@ -150,13 +150,10 @@ def render(found: Footprint, console: Console) -> None:
         ram = "unknown" if unbounded else _cell(part.ram_bytes)
         table.add_row(Text(clean(part.name)), Text(ram), Text(_cell(part.flash_bytes)))
     total, part = found.total, found.capacity
-    cells = (
-        f"{exact_bytes(used)}, {percent(used / size)} of {exact_bytes(size)}"
-        if size
-        else exact_bytes(used)
-        for used, size in ((total.ram_bytes, part.ram_bytes), (total.flash_bytes, part.flash_bytes))
-    )
-    table.add_row(Text(total.name, style="bold"), *(Text(cell) for cell in cells))
+    both = ((total.ram_bytes, part.ram_bytes), (total.flash_bytes, part.flash_bytes))
+    table.add_row(Text(total.name, style="bold"), *(Text(exact_bytes(used)) for used, _ in both))
+    table.add_row(Text(f"  of {clean(part.name)}"), *(Text(_cell(size)) for _, size in both))
+    table.add_row("  share", *(Text(percent(used / size) if size else "") for used, size in both))
     for name, (used, size) in found.memories.items() if len(found.memories) > 1 else ():
         share = f"{exact_bytes(used)}, {percent(used / size)} of {exact_bytes(size)}"
         table.add_row(Text(f"  of {clean(name)}"), Text(share), Text(""))

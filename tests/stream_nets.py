@@ -154,15 +154,15 @@ def whole_numbers(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randint(-2, 3, shape, generator=generator).float()
 
 
-def graph_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Graph, dict[str, Any]]:
+def graph_of(module: nn.Module, *shapes: tuple[int, ...]) -> tuple[Graph, dict[str, Any]]:
     """The clean graph of ``module`` with whole-numbered weights, and values for all its inputs."""
     weights = {
         k: whole_numbers(tuple(v.shape), i) for i, (k, v) in enumerate(module.state_dict().items())
     }
     module.load_state_dict(weights)
-    captured = capture(module.eval(), (torch.zeros(shape),))
+    captured = capture(module.eval(), tuple(torch.zeros(s) for s in shapes))
     ctx = Context(Layout(Region("arena")), constants=captured.constants)
     graph = run_passes(captured.graph, parse_pipeline(CLEAN), ctx)
     users = [i.value.name for i in graph.inputs if i.role == "input"]
-    values = {name: whole_numbers(shape, 99) for name in users}
+    values = {name: whole_numbers(s, 99) for name, s in zip(users, shapes, strict=True)}
     return graph, {**{k: v.detach() for k, v in ctx.constants.items()}, **values}

@@ -19,6 +19,7 @@ from mplan.ir.interp import run, run_in_arena
 from mplan.ir.ops import graph_macs
 from mplan.ir.parser import parse
 from mplan.ir.plan import Region
+from mplan.ir.rings import row_inputs
 from mplan.ir.storage import Layout
 from mplan.ir.types import DType, TensorType
 from mplan.ir.verify import verify
@@ -256,6 +257,31 @@ def test_other_ways_of_arrival_are_compared() -> None:
         assert (ctx.layout.inputs is None) == (way != "whole")
 
 
+class Conditioned(nn.Module):
+    """An image, and numbers that scale its channels at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3, 2), nn.ReLU())
+        self.linear = nn.Linear(7, 5)
+
+    def forward(self, image: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        return self.convs(image).mean((2, 3)) + self.linear(numbers)
+
+
+def test_inputs_without_rows_lie_in_the_arena_while_rows_of_others_arrive() -> None:
+    graph, values = graph_of(Conditioned(), (1, 2, 14, 11), (1, 7))
+    image, numbers = (i.value.name for i in graph.inputs if i.role == "input")
+    ctx = context(True)
+    found, height = planned(graph, StreamRows(input="rows"), ctx)
+    assert ctx.lowered is not None and ctx.plan is not None
+    assert numbers in ctx.lowered.buffer_of and image not in ctx.lowered.buffer_of
+    assert row_inputs(found) == {image: 14}
+    assert height < planned(graph, StreamRows(input="whole"), context(True))[1]
+    out = run_in_arena(found, ctx.lowered, ctx.plan, values)
+    assert torch.equal(out[0], run(graph, values)[0])
+
+
 def test_a_budget_minimises_work() -> None:
     module, shape = NETS["mobile"]
     graph, _ = graph_of(module(), shape)
@@ -377,12 +403,17 @@ WHOLE = {
       %y: f32[1,4,8,8] = aten.relu.default(self=%a)
       return %y
     }""",
-    "weights": """graph @tracker(%x: f32[1,4,8,8], %seen: f32[2,4,3,3]) {
+    "its own weights": """graph @correlated(%x: f32[1,4,8,8]) {
       %a: f32[1,4,8,8] = aten.relu.default(self=%x)
-      %y: f32[1,2,6,6] = aten.conv2d.default(input=%a, weight=%seen)
+      %y: f32[1,1,1,1] = aten.conv2d.default(input=%a, weight=%x)
       return %y
     }""",
 }
+TRACKER = """graph @tracker(%x: f32[1,4,8,8], %seen: f32[2,4,3,3]) {
+  %a: f32[1,4,8,8] = aten.relu.default(self=%x)
+  %y: f32[1,2,6,6] = aten.conv2d.default(input=%a, weight=%seen)
+  return %y
+}"""
 
 
 @pytest.mark.parametrize("reader", WHOLE)
@@ -393,6 +424,14 @@ def test_an_input_that_is_read_whole_does_not_arrive_by_rows(reader: str) -> Non
         StreamRows(input="rows").run(parse(WHOLE[reader]), ctx)
     assert ctx.layout == layout
     planned(parse(WHOLE[reader]), StreamRows(), ctx)
+
+
+def test_an_input_that_is_a_weight_lies_in_the_arena() -> None:
+    ctx = context(held=True)
+    found, height = planned(parse(TRACKER), StreamRows(input="rows"), ctx)
+    assert ctx.lowered is not None and "seen" in ctx.lowered.buffer_of
+    assert row_inputs(found) == {"x": 8}
+    assert 4 * (2 * 4 * 9 + 2 * 36) < height < 4 * (2 * 4 * 9 + 2 * 36 + 4 * 64)
 
 
 def test_scratch_keeps_an_op_out_of_streams() -> None:

@@ -21,14 +21,16 @@ class Layout:
     """Which memories a graph may use.
 
     Activations go to ``arena``. Weights go to ``weights`` if that is a region, else they are the
-    caller's and not planned; the same holds for ``inputs`` and the user's inputs. With ``memories`` the
-    arena stands for all of them together, and each buffer in it is given one in the end (``share``).
+    caller's and not planned; the same holds for ``inputs`` and the user's inputs, those ``apart``
+    excepted, which are in any case. With ``memories`` the arena stands for all of them together, and
+    each buffer in it is given one in the end (``share``).
     """
 
     arena: Region
     weights: Region | None = None
     inputs: Region | None = None
     memories: tuple[Region, ...] = ()
+    apart: frozenset[str] = frozenset()
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -153,7 +155,9 @@ class _Lowering:
         return Lowered(problem, self.buffer_of, self.scratch_of, tuple(self.op_of), found, self.pieces)
 
     def _input_region(self, item: Input) -> Region | None:
-        return self.layout.inputs if item.role == "input" else self.layout.weights
+        if item.role != "input":
+            return self.layout.weights
+        return None if item.value.name in self.layout.apart else self.layout.inputs
 
     def _add(
         self,

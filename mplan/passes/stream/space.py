@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 from mplan.ir.geometry import Spatial
 from mplan.ir.graph import Graph, Op
 from mplan.ir.storage import Layout, problem_of
+from mplan.ir.streaming import dims_of, nodes_of
 from mplan.passes.allocate import allocate
 from mplan.passes.stream.attach import attach
 from mplan.passes.stream.chain import Chain
@@ -39,19 +40,22 @@ def _all(op: Op, rule: Spatial) -> bool:
 class Space:
     """The cuts of ``graph`` into streams within ``limits``; its inputs arrive as ``arrival`` says.
 
-    ``emits`` says which ops may be part of a stream.
+    Inputs without rows lie in the arena while others arrive by rows. ``emits`` says which ops may be
+    part of a stream.
     """
 
     def __init__(
         self, graph: Graph, arrival: Arrival, limits: Limits, layout: Layout, emits: Emits = _all
     ):
         users = frozenset(i.value.name for i in graph.inputs if i.role == "input")
-        none = frozenset[str]()
         self.arrival = arrival
-        held, pushed = users if arrival == "whole" else none, users if arrival == "rows" else none
-        self.chain = Chain(attach(graph), held, pushed, emits)
+        graph = attach(graph)
+        images = users & dims_of(nodes_of(graph)).keys() or users
+        pushed = images if arrival == "rows" else frozenset[str]()
+        held = users - pushed if arrival != "flash" else frozenset[str]()
+        self.chain = Chain(graph, held, pushed, emits)
         self.limits, self.emits = limits, emits
-        self.layout = replace(layout, inputs=layout.arena if arrival == "whole" else None)
+        self.layout = replace(layout, inputs=layout.arena if held else None, apart=pushed)
         self.known: dict[Segment, Ways] = {}
         self.units = len(self.chain.units)
         self.macs = sum(unit.macs for unit in self.chain.units)

@@ -18,7 +18,7 @@ from mplan.ir.check import check
 from mplan.ir.plan import Buffer, Problem, Region, Step
 from mplan.passes import joint
 from mplan.passes.allocate import allocate
-from mplan.passes.planner import solve
+from mplan.passes.planner import padded_bound, solve
 from mplan.passes.schedule import schedule
 from mplan.passes.solvers.interface import Deadline
 from mplan.passes.solvers.interrupt import graceful, stopped
@@ -67,6 +67,20 @@ def test_arenas_are_least_over_all_orders_and_placements() -> None:
         assert plan.peak_bytes("arena") == least
         above_live += least > schedule(problem).certificate.lower_bound_bytes
     assert above_live > 20
+
+
+def test_no_order_and_no_placement_is_below_the_padded_bound() -> None:
+    """All but one buffer of those at the top of a stack end at a multiple of the alignment."""
+    rng = random.Random(3)
+    raised = met = 0
+    for _ in range(100):
+        problem = replace(_random(rng, rng.choice((3, 4)), 5), regions=(Region("arena", alignment=8),))
+        bound = padded_bound(problem, "arena", Deadline(5), 0)
+        least = _least_arena(problem)
+        assert bound <= least
+        raised += bound > schedule(problem).certificate.lower_bound_bytes
+        met += bound == least
+    assert raised > 20 and met > 20
 
 
 #: Seeds at which the order of least live bytes cannot be packed at its peak, but another one can.

@@ -164,7 +164,7 @@ def _at_captured(
     captured = tuple(range(len(problem.steps)))
     best: _Draft | None = None
     for name, limit in (("greedy", Deadline(max(deadline.remaining(), _GRACE_S))), (solver, deadline)):
-        if best and limit.expired:
+        if limit.expired:
             break
         with suppress(OverBudget):
             draft = _allocate_all(problem, captured, name, limit, seed)

@@ -24,7 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked ``gpu`` unless they are asked for."""
+    """Leave out the tests marked ``gpu`` unless they are asked for; slow ones run without a tracer.
+
+    It doubles the time of searches, and the other tests reach the floor of the coverage by themselves.
+    """
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker("no_cover")
     if config.getoption("--run-gpu"):
         return
     gpu = [item for item in items if item.get_closest_marker("gpu")]

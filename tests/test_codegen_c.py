@@ -43,6 +43,8 @@ from tests.c_support import (
 )
 from tests.zoo import build as zoo_model
 
+pytestmark = pytest.mark.slow
+
 TINY = """graph @tiny(%x: f32[1,2,4,4] "image", param %w: f32[3,2,3,3] "conv.weight", param %b: f32[3] "conv.bias") {
   %y: f32[1,3,4,4] = aten.convolution.default(input=%x, weight=%w, bias=%b, stride=[1, 1], padding=[1, 1], dilation=[1, 1], transposed=false, output_padding=[0, 0], groups=1) loc("net.py":7 in "conv")
   %z: f32[1,3,4,4] inplace(%y) = aten.relu.default(self=%y) loc("net.py":8)

@@ -23,6 +23,8 @@ from tests.c_cases import CASES
 from tests.c_direct_cases import DIRECT
 from tests.c_support import assert_close, build, emitted, run_program
 
+pytestmark = pytest.mark.slow
+
 Outputs = dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]]
 
 

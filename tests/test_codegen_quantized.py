@@ -25,6 +25,8 @@ from mplan.passes.registry import parse_pipeline
 from mplan.pipeline import run_passes
 from tests.c_support import LAYOUT, build, emitted, run_program
 
+pytestmark = pytest.mark.slow
+
 MODELS = Path(__file__).parent / "data" / "mcunet"
 CLEANING = "canonicalize,fold_padding,fold_zero_points,bound_sums,inplace"
 

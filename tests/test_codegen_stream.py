@@ -42,6 +42,8 @@ from tests.c_support import (
 from tests.quantized_nets import QuantizedNet, mobile, plain, residual
 from tests.test_streams import CHOICES, streamed
 
+pytestmark = pytest.mark.slow
+
 NETS: dict[str, tuple[Callable[[QuantizedNet], Graph], int, int, int]]
 NETS = {"mobile": (mobile, 21, 18, 3), "plain": (plain, 11, 13, 2), "residual": (residual, 9, 8, 4)}
 ARRIVING = Layout(SRAM, weights=FLASH)

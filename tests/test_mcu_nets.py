@@ -10,6 +10,8 @@ from mplan.ir.interp import run
 from mplan.ir.ops import graph_macs
 from mplan.ir.types import TensorType
 
+pytestmark = pytest.mark.slow
+
 #: Multiply-accumulates of each, as its authors count them (fully connected layers included).
 MACS = {"mcunet-vww1": 11_578_816, "mcunet-in3": 81_785_520, "mbv2-0.35": 23_499_152}
 WIDTHS = {"mcunet-vww1": 80, "mcunet-in3": 176, "mbv2-0.35": 144}

@@ -56,6 +56,7 @@ def _least_arena(problem: Problem) -> int:
     return min(least_height(Problem("boxes", problem.regions, buffers)) for buffers in fixed)
 
 
+@pytest.mark.slow
 def test_arenas_are_least_over_all_orders_and_placements() -> None:
     rng = random.Random(7)
     above_live = 0

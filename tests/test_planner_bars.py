@@ -21,6 +21,8 @@ from planner_generated import skips
 from planner_packings import packings
 from planner_sets import DATA, SETS, read
 
+pytestmark = pytest.mark.slow
+
 #: Live peak in bytes, and whether it must be proven within the limit in seconds.
 GRAPHS = {
     "densenet121.json.gz": (7_225_344, True, 30),

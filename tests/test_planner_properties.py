@@ -104,6 +104,7 @@ def bound(plan: Plan) -> int:
     return certificate.lower_bound_bytes
 
 
+@pytest.mark.slow
 def test_brute_force_over_orders_and_placements_agrees() -> None:
     for seed in range(500):
         problem = small_graph(seed)
@@ -264,6 +265,7 @@ def test_the_order_of_buffers_and_steps_does_not_count() -> None:
 # ---- Inductor on the same graphs ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
     [

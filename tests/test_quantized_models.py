@@ -17,6 +17,8 @@ from mplan.capture import Captured
 from mplan.ir.interp import run
 from mplan.runtime.device import DeviceRun, run_bundle
 
+pytestmark = pytest.mark.slow
+
 HELD, EMULATED = 400, 24
 #: How many of 100 images more the int8 network may get wrong than the float one.
 MARGIN = 2.0

@@ -17,6 +17,8 @@ from mplan.ir.interp import run, run_in_arena
 from mplan.options import Options
 from tests.cli_runner import run_cli
 
+pytestmark = pytest.mark.slow
+
 
 def conv_norm(inputs: int, outputs: int, kernel: Any = 3, **rest: Any) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, kernel, bias=False, **rest)

@@ -94,6 +94,7 @@ def test_contraction_keeps_the_optimum_and_expands_to_valid_orders(
     assert instance.peak(expanded) <= small.instance.peak(projected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @given(problem=graphs(), budget=st.integers(0, 40))
 @settings(max_examples=100, deadline=None)
@@ -160,6 +161,7 @@ def test_segments_are_cut_where_every_order_passes() -> None:
     assert segments(instance, (0, 2, 1, 3, 4)) == [[0], [2, 1], [3], [4]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "optimum"),
     [
@@ -181,6 +183,7 @@ def test_a_training_graph_is_bounded_within_a_percent_by_a_closure() -> None:
     assert certificate.bound_kind == "closure" and 0 < certificate.gap < 0.01
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_order() -> None:
     problem = load_dag(GRAPHS / "hm_darts_cifar_6.json")
     first, second = (schedule(problem, limit_s=60, seed=3) for _ in range(2))

@@ -9,6 +9,8 @@ from mplan.passes.live import live_peak
 from mplan.passes.schedule import schedule
 from tests.problems import is_valid
 
+pytestmark = pytest.mark.slow
+
 INSTANCES = instances()
 
 

@@ -76,12 +76,14 @@ def test_cuts_bend_a_window_and_nothing_else(
     assert lowered or course.steps == steps
 
 
+@pytest.mark.slow
 def test_windows_lower_what_greedy_and_cuts_leave() -> None:
     problem = irregular(1_000)
     cuts = schedule(problem, solver="cuts", limit_s=60).certificate.value_bytes
     assert schedule(problem, solver="windows", limit_s=60).certificate.value_bytes < 0.98 * cuts
 
 
+@pytest.mark.slow
 def test_ten_thousand_irregular_steps_gain_within_the_limit() -> None:
     problem = irregular(10_000)
     greedy = schedule(problem, solver="greedy", limit_s=60).certificate.value_bytes

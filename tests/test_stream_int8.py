@@ -277,6 +277,7 @@ def joined(pass_: StreamRows, graph: Graph, ctx: Context) -> Graph:
     return space.build(Schedule(tuple(segments), 0, space.macs)).graph
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True], ids=["cut", "one"])
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_c_of_these_networks_has_the_same_bytes(name: str, whole: bool, tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def known_network(name: str) -> Graph:
     return one_byte(clean(mobilenet_v2() if name == "mobilenet_v2" else network(name), size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PEAKS)
 def test_peaks_of_known_networks(name: str) -> None:
     rows, pixels, (factor, strips), held = PEAKS[name]
@@ -355,6 +356,7 @@ def test_graphs_without_rows_stay() -> None:
         StreamRows(input="rows").run(captured.graph, ctx)
 
 
+@pytest.mark.slow
 def test_a_trained_int8_network_streams_bit_for_bit() -> None:
     """The published visual-wake-words model, within published bytes of rows and of pixels."""
     captured = with_integer_io(read_tflite(FOLDER / "mcunet-vww1.tflite"))

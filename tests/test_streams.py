@@ -212,6 +212,7 @@ def layer(kind: str, c: int, k: int, s: int, p: int, d: int) -> nn.Module:
     }[kind]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(["conv", "depthwise", "transposed", "max", "avg"]),

@@ -422,6 +422,7 @@ def test_buffers_that_are_never_used_do_not_harm(show: Any) -> None:
     assert "never in memory" in viewer.panel
 
 
+@pytest.mark.slow
 def test_twenty_thousand_buffers_stay_fluid(show: Any) -> None:
     problem = random_problem(20_000, 3, None, weights=False)
     viewer = show(render_html(PlanFile(problem, first_fit(problem), "mplan test", "big", "cpu")))

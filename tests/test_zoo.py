@@ -7,7 +7,7 @@ equal eager's, the measured peak equals the planned one, and is no higher than e
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -25,18 +25,21 @@ from mplan.pipeline import Planned, plan_graph
 from mplan.runtime import heap
 from mplan.runtime.program import Program
 
+pytestmark = pytest.mark.slow
+
 CASES = [(name, False) for name in ZOO] + [(name, True) for name in TRAINABLE]
 IDS = [f"{name}-{'training' if training else 'inference'}" for name, training in CASES]
-every_graph = pytest.mark.parametrize(("name", "training"), CASES, ids=IDS)
+#: The scope has pytest run all tests of a graph one after the other, so that it is captured once.
+every_graph = pytest.mark.parametrize(("name", "training"), CASES, ids=IDS, scope="module")
 
 
-@cache
+@lru_cache(maxsize=1)
 def capture_of(name: str, training: bool) -> Captured:
     found = captured_training(name) if training else captured(name)
     return found.with_write_back()
 
 
-@cache
+@lru_cache(maxsize=1)
 def planned(name: str, training: bool) -> Planned:
     heap.install()
     found = capture_of(name, training)

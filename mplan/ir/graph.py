@@ -153,14 +153,16 @@ class Ring:
 class Stream:
     """Execution of a tile position by position, in the order of rows (``up``: the last row first).
 
-    A step makes one ``unit`` of a result, and before it what that needs and does not exist yet. Each
-    storage of the body that is not a result lies in its ring; ``Op.scratch`` holds the rings in
-    order. Values that only their own position is made from are passed on pixel by pixel.
+    A step makes one ``unit`` of a result, or up to so many ``pixels`` of a row, and before it what that
+    needs and does not exist yet. Each storage of the body that is not a result lies in its ring;
+    ``Op.scratch`` holds the rings in order. Values that only their own position is made from are passed
+    on, the pixels of a step together.
     """
 
     unit: Literal["row", "pixel"]
     rings: tuple[Ring, ...]
     up: bool = False
+    pixels: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ Grammar, by recursive descent (``NAME`` may be quoted)::
             | "dtype" "(" DTYPE ")" | "{" EXPRESSION "}" | "[" [arg {"," arg}] "]"
     loop    = "{" {"axis" NAME "=" INT "by" INT} {"in" "%" NAME ["[" slice {";" slice} "]"]}
               {"out" ("carry" "%" NAME | "concat" "[" [INT "by" NAME {";" INT "by" NAME}] "]")}
-              ["stream" ("row" | "pixel") ["up"] {"ring" "%" NAME INT ["and" INT]}] "body" graph "}"
+              ["stream" ("row" | "pixel") ["by" INT] ["up"] {"ring" "%" NAME INT ["and" INT]}]
+              "body" graph "}"
     slice   = INT "by" NAME ["scale" INT] ["offset" INT] ["extent" INT]
 """
 
@@ -285,6 +286,7 @@ class _Parser:
         if not scan.at_word("row", "pixel"):
             raise scan.fail("row or pixel", "a stream is written: stream row up, then its rings")
         unit = cast(Literal["row", "pixel"], scan.word("a unit"))
+        together = scan.integer("the pixels of a step") if scan.accept_word("by") else 1
         up = scan.accept_word("up")
         rings = []
         while scan.accept_word("ring"):
@@ -292,7 +294,7 @@ class _Parser:
             rows = scan.integer("the rows that stay")
             pixels = scan.integer("the pixels that stay") if scan.accept_word("and") else 0
             rings.append(Ring(value, rows, pixels))
-        return Stream(unit, tuple(rings), up)
+        return Stream(unit, tuple(rings), up, together)
 
     def axis(self) -> Axis:
         name = self.scan.name("the axis' name")

@@ -154,7 +154,8 @@ def _loop(loop: Loop, indent: str) -> str:
     for result in loop.results:
         lines.append(_loop_result(result))
     if loop.stream:
-        lines.append(f"stream {loop.stream.unit}" + (" up" if loop.stream.up else ""))
+        together = f" by {loop.stream.pixels}" if loop.stream.pixels > 1 else ""
+        lines.append(f"stream {loop.stream.unit}{together}" + (" up" if loop.stream.up else ""))
         lines += [_ring(ring) for ring in loop.stream.rings]
     lines.append("body " + print_graph(loop.body, inner))
     return "loop {\n" + "".join(f"{inner}{line}\n" for line in lines) + indent + "}"

@@ -56,7 +56,8 @@ def lines_of(loop: Loop, flow: Flow) -> list[tuple[Line, Line]]:
     for tile in tiles(loop):
         rows, cols = tile_spans(loop, flow, tile)
         back = loop.stream.up and loop.stream.unit == "pixel"
-        found.append((Line(flow, 0, rows, loop.stream.up), Line(flow, 1, cols, back)))
+        across = Line(flow, 1, cols, back, loop.stream.pixels)
+        found.append((Line(flow, 0, rows, loop.stream.up), across))
     return found
 
 
@@ -76,12 +77,12 @@ def ring_needs(loop: Loop) -> tuple[Ring, ...]:
         if pixelwise:
             for name, count in Simulation(across, False).stay.items():
                 pixels[name] = max(pixels.get(name, count), count)
-    single = flow.passed_on().keys() | {n.out for n in flow.nodes if n.reduces}
+    inside, together = flow.passed_on(), loop.stream.pixels
     found = []
     for node in flow.nodes:
         name = node.out
-        if name in single:
-            found.append(Ring(name, 0, 1))
+        if name in inside or node.reduces:
+            found.append(Ring(name, 0, 1 if node.reduces else together))
         elif name not in flow.results:
             whole, part = rows.get(name, (0, True))
             columns = sum(pixels.get(name, (0, True)))
@@ -105,7 +106,7 @@ def row_inputs(graph: Graph) -> dict[str, int]:
 
 
 def capacities(loop: Loop) -> dict[str, Capacity]:
-    """The sizes of the stream's rings, by value."""
+    """The sizes of the stream's rings, by value; the pixels of a step lie in one piece in them."""
     assert loop.stream is not None
     flow = flow_of(loop)
     lines = lines_of(loop, flow)
@@ -116,13 +117,18 @@ def capacities(loop: Loop) -> dict[str, Capacity]:
         type_ = types[ring.value].type
         assert isinstance(type_, TensorType)
         size = flow.sizes[ring.value]
-        row = max(across.width(ring.value) for _, across in lines)
+        width = max(across.width(ring.value) for _, across in lines)
+        row = _up(width, loop.stream.pixels)
         each = position_bytes(type_, size)
         if ring.value in sums:
             each = each // type_.dtype.itemsize * max(type_.dtype.itemsize, SUM_BYTES)
-        positions = ring.rows * row + ring.pixels
+        positions = ring.rows * row + _up(ring.pixels + row - width, loop.stream.pixels)
         found[ring.value] = Capacity(row, positions, positions * each)
     return found
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def scratch_of(loop: Loop) -> tuple[Scratch, ...]:
@@ -185,7 +191,7 @@ class Following:
         sizes = rows.flow.sizes
         read, self.written = sizes[operand][1] * moved, sizes[result][1] * made
         self.rows = _ahead(rows, operand, result, read, self.written)
-        self.made = made
+        self.made = made * columns.line.stride if columns else made
         self.columns = _ahead(columns, operand, result, moved, made) if columns else None
 
     def distance(self, stages: Container[int] | None = None) -> int:
@@ -207,7 +213,7 @@ def _ahead(
     found = {}
     for stage, fronts in walk.fronts(result, operand).items():
         ahead = [
-            (step * written - (before + position) * read, again)
+            (step * walk.line.stride * written - (before + position) * read, again)
             for step, (position, again) in enumerate(fronts)
         ]
         found[stage] = (

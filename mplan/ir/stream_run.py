@@ -103,9 +103,10 @@ class _Execution:
         return [end for _, end in self.down.needs(self.flow.stages[index], read)]
 
     def _pixels(self, index: int, read: Read) -> list[int]:
-        """How many pixels of the source, in the order of rows, each pixel needs."""
-        stage, width = self.flow.stages[index], self.across.width(read.source)
-        columns = [end for _, end in self.across.needs(stage, read)]
+        """How many steps of the source, in the order of rows, each step needs."""
+        stage, stride = self.flow.stages[index], self.across.stride
+        width = -(-self.across.width(read.source) // stride)
+        columns = [-(-end // stride) for _, end in self.across.needs(stage, read)]
         rows = self._rows(index, read)
         return [(row - 1) * width + column if row else 0 for row in rows for column in columns]
 
@@ -123,7 +124,8 @@ class _Execution:
         stage = self.flow.stages[index]
         down, along = divmod(step, self.across.length(stage))
         row, col = self.down.place(stage, down), self.across.place(stage, along)
-        self._run_stage(stage, ((row, row + 1), (col, col + 1)))
+        count = self.across.made(stage, along + 1) - self.across.made(stage, along)
+        self._run_stage(stage, ((row, row + 1), (col, col + count)))
 
     def _run_stage(self, stage: Stage, tile: Tile) -> None:
         for number in stage.nodes:

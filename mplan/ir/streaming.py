@@ -185,11 +185,12 @@ def flow_of(loop: Loop) -> Flow:
 class Line:
     """One dimension (0 rows, 1 columns) of a tile: the part of each storage that the tile needs.
 
-    Positions count along the walk, from 0 at the first one of the part; ``up`` walks backwards.
+    Positions count along the walk, from 0 at the first one of the part; ``up`` walks backwards. A step
+    makes up to ``stride`` positions; several only where the walk goes forwards.
     """
 
-    def __init__(self, flow: Flow, dim: int, tile: Span | None, up: bool):
-        self.flow, self.dim, self.up = flow, dim, up
+    def __init__(self, flow: Flow, dim: int, tile: Span | None, up: bool, stride: int = 1):
+        self.flow, self.dim, self.up, self.stride = flow, dim, up, stride
         self.part: dict[str, Span] = {}
         self._needs: dict[tuple[str, Read], list[Span]] = {}
         for name in flow.results:
@@ -216,13 +217,21 @@ class Line:
             self.part[read.source] = (min(old[0], span[0]), max(old[1], span[1]))
 
     def steps(self, stage: Stage) -> Span:
-        """The steps of ``stage``: those of its nodes, which are the same."""
+        """The positions of ``stage``: those of its nodes, which are the same."""
         return self.span(self.flow.nodes[stage.nodes[-1]])
+
+    def extent(self, stage: Stage) -> int:
+        """How many positions ``stage`` makes."""
+        first, end = self.steps(stage)
+        return end - first
 
     def length(self, stage: Stage) -> int:
         """How many steps ``stage`` has."""
-        first, end = self.steps(stage)
-        return end - first
+        return -(-self.extent(stage) // self.stride)
+
+    def made(self, stage: Stage, steps: int) -> int:
+        """How many positions ``stage`` has made after so many steps."""
+        return min(steps * self.stride, self.extent(stage))
 
     def width(self, name: str) -> int:
         """How many positions of a storage the tile needs."""
@@ -230,9 +239,9 @@ class Line:
         return end - first
 
     def place(self, stage: Stage, step: int) -> int:
-        """The position in the tensor of a step."""
+        """The first position in the tensor of a step."""
         first, end = self.steps(stage)
-        return end - 1 - step if self.up else first + step
+        return end - 1 - step if self.up else first + step * self.stride
 
     def needs(self, stage: Stage, read: Read) -> list[Span]:
         """The positions of the storage's part that each step reads; empty at an end of it if none."""
@@ -240,7 +249,9 @@ class Line:
         if key not in self._needs:
             low, high = self.part.get(read.source, (0, 0))
             reach = read.reach[self.dim]
-            spans = [reach.span(at, at + 1) for at in range(*self.steps(stage))]
+            start, end = self.steps(stage)
+            starts = range(start, end, self.stride)
+            spans = [reach.span(at, min(at + self.stride, end)) for at in starts]
             found = [(min(max(a, low), high) - low, min(max(b, low), high) - low) for a, b in spans]
             size = high - low
             self._needs[key] = [(size - b, size - a) for a, b in reversed(found)] if self.up else found
@@ -355,7 +366,8 @@ class Simulation:
         return found
 
     def _need(self, index: int, read: Read) -> list[int]:
-        return [end for _, end in self.line.needs(self.flow.stages[index], read)]
+        ends = (end for _, end in self.line.needs(self.flow.stages[index], read))
+        return [-(-end // self.line.stride) for end in ends]
 
     def _reading(self, index: int, read: Read) -> Reading:
         key = (index, read)
@@ -386,7 +398,8 @@ class Simulation:
             if self.inside:
                 at -= at > 0 and depth[user] < 0
                 full = reading.again[at] or self._completes(user)
-            needed = (step - reading.first[at] + full, not full)
+            last = self.line.made(self.flow.stages[index], step + 1) - 1
+            needed = (last - reading.first[at] + full, not full)
             self.stay[out] = max(self.stay.get(out, (0, True)), needed)
         if out in self.progress:
             self.progress[out].append(self._at())

@@ -59,6 +59,10 @@ def _body(loop: Loop) -> Iterator[str]:
             for rule in node.rules:
                 if dims.setdefault(name, rule.dims) != rule.dims:
                     yield f"rows and columns of %{name} are those of different dimensions"
+    assert loop.stream is not None
+    several = loop.stream.pixels > 1 and (loop.stream.unit == "row" or loop.stream.up)
+    if loop.stream.pixels < 1 or several:
+        yield "only a stream by pixels that goes down makes several of them in a step"
     if any(op.is_view for op in body.ops):
         yield "the body of a stream has no views"
     if any(

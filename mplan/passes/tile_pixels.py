@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from mplan.diagnostics import InfeasibleError, UserError
 from mplan.ir.columns import PIXELS, columns_bytes
-from mplan.ir.graph import Graph, Loop, Op, Scratch
-from mplan.ir.rings import scratch_of
+from mplan.ir.graph import Graph, Loop, Op, Scratch, Value
+from mplan.ir.rings import distance, ring_needs, scratch_of
+from mplan.ir.storage import storages
 from mplan.ir.streaming import flow_of
 from mplan.ir.table import levels
 from mplan.ir.types import Type
@@ -27,8 +28,9 @@ _ALIGNMENT = 4
 class TilePixels(Pass):
     """Let layers work on several pixels at a time where there is room for what that needs.
 
-    In streams by rows, stages of several ops pass that many pixels on together; on targets that
-    multiply pairs of 16-bit numbers, layers get scratch memory for columns (``mplan.ir.columns``).
+    In streams by rows, stages of several ops pass that many pixels on together, and streams by pixels
+    make that many in a step; on targets that multiply pairs of 16-bit numbers, layers get scratch
+    memory for columns (``mplan.ir.columns``).
     Room is what the plan leaves free while an op runs, below the arena's height or below ``budget``
     bytes if that is more: the arena grows no further. Acts on targets that multiply several numbers at
     once and whose activations lie in one memory. Runs after ``allocate`` and plans anew.
@@ -96,7 +98,7 @@ def _tiled(op: Op, types: Mapping[str, Type], room: int, columns: bool) -> Op:
     if op.loop is None:
         wanted = columns_bytes(op, types) if columns and not op.scratch else 0
         return replace(op, scratch=(_columns(wanted),)) if 0 < wanted <= room else op
-    if op.loop.stream is None or op.loop.stream.unit != "row":
+    if op.loop.stream is None or (op.loop.stream.unit == "pixel" and op.loop.stream.up):
         return op
     body = {name: value.type for name, value in op.loop.body.value_table.items()}
     sizes = {columns_bytes(inner, body) for inner in op.loop.body.ops if columns} | {0}
@@ -104,24 +106,49 @@ def _tiled(op: Op, types: Mapping[str, Type], room: int, columns: bool) -> Op:
     for most in sorted(sizes, reverse=True):
         loop = _tiled_stream(op.loop, body, most)
         scratch = scratch_of(loop)
-        if loop != op.loop and sum(s.size_bytes for s in scratch) - held <= room:
-            return replace(op, loop=loop, scratch=scratch)
+        results, further = _following(op, loop)
+        if loop != op.loop and sum(s.size_bytes for s in scratch) - held + further <= room:
+            return replace(op, loop=loop, scratch=scratch, results=results)
     return op
+
+
+def _following(op: Op, loop: Loop) -> tuple[tuple[Value | None, ...], int]:
+    """The results of ``op`` as those of ``loop``, and how many bytes further before the operand that it
+    replaces the last one begins."""
+    last, root = op.values[-1], storages(loop.body).root
+    assert loop.stream is not None
+    if last.alias is None or loop.stream.unit == "row":
+        return op.results, 0
+    operand = next(
+        item.value.name
+        for window, item in zip(loop.windows, loop.body.inputs, strict=True)
+        if window.operand == last.alias.of
+    )
+    gap, before = distance(loop, operand, root[loop.body.output_names[-1]]), last.alias.offset_bytes
+    assert gap is not None and isinstance(before, int)
+    offset = min(-gap, before)
+    moved = replace(last, alias=replace(last.alias, offset_bytes=offset))
+    return tuple(moved if v == last else v for v in op.results), before - offset
 
 
 def _tiled_stream(loop: Loop, types: Mapping[str, Type], most: int) -> Loop:
     """The stream with columns of at most so many bytes, and rings for all pixels that are passed on."""
     stream = loop.stream
     assert stream is not None
-    inside = flow_of(loop).passed_on()
-    rings = (replace(r, pixels=PIXELS) if r.value in inside else r for r in stream.rings)
+    if stream.unit == "pixel":
+        stream = replace(stream, pixels=PIXELS)
+        stream = replace(stream, rings=ring_needs(replace(loop, stream=stream)))
+    else:
+        inside = flow_of(loop).passed_on()
+        rings = (replace(r, pixels=PIXELS) if r.value in inside else r for r in stream.rings)
+        stream = replace(stream, rings=tuple(rings))
     sizes = (columns_bytes(op, types) for op in loop.body.ops)
     ops = (
         replace(op, scratch=(_columns(size),)) if 0 < size <= most else op
         for op, size in zip(loop.body.ops, sizes, strict=True)
     )
     body = replace(loop.body, ops=tuple(ops))
-    return replace(loop, body=body, stream=replace(stream, rings=tuple(rings)))
+    return replace(loop, body=body, stream=stream)
 
 
 def _columns(size: int) -> Scratch:

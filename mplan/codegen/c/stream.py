@@ -161,6 +161,7 @@ class _Stream:
         assert loop.stream is not None
         self.site, self.memory = site, memory
         self.up, self.pixelwise = loop.stream.up, loop.stream.unit == "pixel"
+        self.pixels = loop.stream.pixels
         self.back = self.up and self.pixelwise
         self.flow = flow_of(loop)
         self.lines = lines_of(loop, self.flow)
@@ -210,7 +211,7 @@ class _Stream:
             outside=[(i, image.data) for i, image in enumerate(images[0]) if image.outside],
             cases=[Case(number, code.lines) for number, code in enumerate(codes)],
             position=self.site.position,
-            pixelwise=int(self.pixelwise),
+            pixels=self.pixels if self.pixelwise else 0,
             up=int(self.up),
             pushes=bool(pushes),
         )
@@ -249,7 +250,7 @@ class _Stream:
             return Image(*seen, step_y=width, step_x=1)
         if self._held_alone(name):
             return Image(*seen)
-        row = across.width(name)
+        row = self.capacities[name].row
         if name in self.inner:
             return Image(*seen, -across.part[name][0], self.capacities[name].positions, 0, 1)
         (low, high), (left, right) = (line.part.get(name, (0, 0)) for line in (down, across))
@@ -273,9 +274,9 @@ class _Stream:
         return alone and self.capacities[name].positions == 1
 
     def _together(self, stage: Stage) -> int:
-        """How many pixels of a row a stage of several nodes works on together, as it passes them on."""
+        """How many pixels of a row a stage works on together where it does not make whole rows."""
         inside = (self.capacities[self.flow.nodes[n].out].positions for n in stage.nodes[:-1])
-        return 1 if self.pixelwise else min(inside, default=1)
+        return self.pixels if self.pixelwise else min(inside, default=1)
 
     def _place(self, name: str) -> Tensor:
         """The whole of a storage, or its ring."""
@@ -304,14 +305,16 @@ class _Stream:
     def _case(self, stage: Stage) -> Code:
         """What a step of a stage does; several nodes work on some pixels at a time (``_together``).
 
-        In rings of pixels it is one, but a stage that waits for no other does all that is wanted of it
+        In rings of pixels all do, but a stage that waits for no other does all that is wanted of it
         in a row at once.
         """
         first = not any(read.source in self.flow.maker for read in stage.reads)
-        many = first and not self.up if self.pixelwise else len(stage.nodes) > 1
+        many = len(stage.nodes) > 1
+        if self.pixelwise:
+            many = (first and not self.up) or self.pixels > 1
         column = "walk.column + i" if many else "walk.column"
         together = self._together(stage) if many else 1
-        widths = {across.length(stage) for _, across in self.lines} - {0}
+        widths = {across.extent(stage) for _, across in self.lines} - {0}
         code = Code()
         if many or self.pixelwise:
             count = str(together)

@@ -21,9 +21,11 @@ from mplan.ir.interp import run
 from mplan.ir.parser import parse
 from mplan.ir.plan import Plan
 from mplan.ir.storage import Layout, Lowered
+from mplan.ir.verify import verify
 from mplan.passes.base import Context
 from mplan.passes.registry import parse_pipeline
 from mplan.passes.stream.build import Choice
+from mplan.passes.tile_pixels import tiled_graph
 from mplan.pipeline import PIPELINES as PIPELINES_BY_FAMILY
 from mplan.pipeline import run_passes
 from mplan.runtime.device import run_bundle
@@ -156,6 +158,7 @@ def test_planned_streams(name: str, stream: str, tmp_path: Path) -> None:
     depthwise=st.booleans(),
     size=st.tuples(st.integers(1, 12), st.integers(1, 33)),
     choice=st.sampled_from(CHOICES),
+    tiled=st.booleans(),
 )
 def test_any_window(tmp_path_factory: pytest.TempPathFactory, **given: object) -> None:
     check_window(tmp_path_factory.mktemp("window"), **given)  # type: ignore[arg-type]
@@ -171,6 +174,7 @@ def check_window(
     depthwise: bool,
     size: tuple[int, int],
     choice: Choice,
+    tiled: bool,
 ) -> None:
     """A window of any geometry between two convolutions, in a stream and layer by layer."""
     net = QuantizedNet(*size, 3)
@@ -181,7 +185,11 @@ def check_window(
     graph, image = net.graph(z), net.image()
     wanted = run(graph, {**net.constants, "x": image})
     emit: Callable[[Graph], dict[str, str]] = lambda g: files_of(g, net, LAYOUT)  # noqa: E731
-    for number, found in enumerate((graph, streamed(graph, choice, False))):
+    stream = streamed(graph, choice, False)
+    if tiled:
+        stream = tiled_graph(stream, [1 << 30], columns=True)
+        verify(stream, deep=True)
+    for number, found in enumerate((graph, stream)):
         ours = run_program(folder / str(number), emit(found), [image], wanted)
         assert torch.equal(ours[0], wanted[0])
 

@@ -168,6 +168,18 @@ def test_an_image_that_is_its_own_kernel_has_no_rule() -> None:
     assert not nodes_of(parse(text))[0].rules
 
 
+@pytest.mark.parametrize("choice", [Choice("row"), Choice("row", up=True), Choice("pixel", up=True)])
+def test_only_a_stream_by_pixels_that_goes_down_makes_several(choice: Choice) -> None:
+    module, shape = NETS["gated"]
+    graph, _ = graph_of(module(), shape)
+    found = streamed(attach(graph), choice, False)
+    op, stream = stream_of(found)
+    assert op.loop is not None
+    loop = replace(op.loop, stream=replace(stream, pixels=4))
+    with pytest.raises(CheckError, match="only a stream by pixels that goes down"):
+        verify(replace(found, ops=(replace(op, loop=loop),)))
+
+
 def test_a_ring_for_a_weight_is_rejected() -> None:
     module, shape = NETS["gated"]
     graph, _ = graph_of(module(), shape)

@@ -59,7 +59,10 @@ def deep(net: QuantizedNet) -> Graph:
     return net.graph(net.conv(net.conv(net.conv(y, 8), 16, (3, 3), (2, 2), (1, 1, 1, 1)), 24))
 
 
-@pytest.mark.parametrize("stream", ["", "stream{pixels=false},", "stream{pixels=false,input=rows},"])
+STREAMS = ("stream{pixels=false},", "stream{pixels=false,input=rows},", "stream{rows=false},")
+
+
+@pytest.mark.parametrize("stream", ["", *STREAMS[:2]])
 def test_the_arena_does_not_grow(stream: str) -> None:
     net = QuantizedNet(12, 14, 8)
     graph = deep(net)
@@ -76,17 +79,25 @@ def test_the_arena_does_not_grow(stream: str) -> None:
     assert str(parse(str(after))) == str(after)
 
 
-def test_a_budget_is_room() -> None:
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_budget_is_room(stream: str) -> None:
     net = QuantizedNet(12, 14, 8)
-    graph = deep(net)
-    text = f"{PLANNED.format('stream{pixels=false},')},tile_pixels"
-    least, plain = passed(graph, net, text)
+    graph, image = deep(net), net.image()
+    layout = Layout(SRAM, weights=FLASH) if "input" in stream else LAYOUT
+    (wanted,) = run(graph, {**net.constants, "x": image})
+    text = f"{PLANNED.format(stream)},tile_pixels"
+    least, plain = passed(graph, net, text, layout)
     found = []
     for more in (0, 200, 1000, 4000):
         budget = height(plain) + more
-        after, ctx = passed(graph, net, f"{text}{{budget={budget}}}")
+        after, ctx = passed(graph, net, f"{text}{{budget={budget}}}", layout)
         assert height(plain) <= height(ctx) <= budget
         found.append(sum(columns(after)))
+        assert torch.equal(run(after, {**ctx.constants, "x": image})[0], wanted)
+        verify(after, deep=True)
+        assert str(parse(str(after))) == str(after)
+    together = {op.loop.stream.pixels for op in after.ops if op.loop and op.loop.stream}
+    assert (max(together) == PIXELS) == ("rows=false" in stream)
     assert found[0] == sum(columns(least)) and found == sorted(found) and found[0] < found[-1]
     every = [columns_bytes(op, types(graph)) for op in graph_with_marks(graph, net).ops]
     assert found[-1] == sum(every) > 0
@@ -159,7 +170,7 @@ def test_scratch_in_streams_is_verified() -> None:
         verify(replace(wide, ops=(replace(op, loop=replace(op.loop, body=replace(body, ops=twice))),)))
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if c.unit == "row"], ids=str)
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.unit == "row" or not c.up], ids=str)
 @pytest.mark.parametrize("target", ["mps2-an386", "mps3-an547"])
 def test_streams_on_a_microcontroller(choice: Choice, target: str, tmp_path: Path) -> None:
     net = QuantizedNet(13, 22, 8, seed=4)

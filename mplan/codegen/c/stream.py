@@ -251,9 +251,9 @@ class _Stream:
         if self._held_alone(name):
             return Image(*seen)
         row = self.capacities[name].row
-        if name in self.inner:
-            return Image(*seen, -across.part[name][0], self.capacities[name].positions, 0, 1)
         (low, high), (left, right) = (line.part.get(name, (0, 0)) for line in (down, across))
+        if name in self.inner:
+            return Image(*seen, -left, self.capacities[name].positions, 0, 1)
         step_y, first_row = (-row, high - 1) if self.up else (row, low)
         step_x, first_column = (-1, right - 1) if self.back else (1, left)
         positions = self.capacities[name].positions

@@ -36,7 +36,7 @@ class Kind:
     shrunk: float = 0.0
 
 
-#: Named after the instances that they resemble most.
+#: Named after the instances that they resemble most; the last two are fuller than those.
 KINDS = {
     "A": Kind(154, even=0.2, dropped=0.06, busy=3),
     "C": Kind(203, even=0.1, dropped=0.03, busy=30),
@@ -45,6 +45,8 @@ KINDS = {
     "I": Kind(374, even=0.1, dropped=0.2, busy=1),
     "J": Kind(409, even=0.3, dropped=0.1, shrunk=0.3),
     "full": Kind(454),
+    "dense_E": Kind(215, even=0.3, dropped=0.06, busy=3),
+    "dense_I": Kind(374, even=0.1, dropped=0.08, busy=1),
 }
 
 

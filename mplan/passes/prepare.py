@@ -22,7 +22,7 @@ def prepare() -> None:
     columns = columns_of(instance)
     skyline.place_many(columns, columns.rank(("size",)))
     board = Board(grid_of(instance), (0,), Part((0,), 0))
-    board.search("FEWEST", board.order("size", None), 1, Deadline(math.inf))
+    board.search("FEWEST", False, board.order("size", None), 1, Deadline(math.inf))
     buffers = tuple(Buffer(name, 1, ("arena",)) for name in "ab")
     steps = (Step("a", (), (0,)), Step("b", (), (1,)), Step("c", (0, 1), (), (0, 1)))
     problem = Problem("three", (Region("arena"),), buffers, steps)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
+from mplan.passes.allocate.canonical_records import BOX, CHANGE, CLOCK, FRAME, SECTION, State
 from mplan.passes.allocate.grid import Grid
 from mplan.passes.allocate.reduction import Part
 from mplan.passes.solvers.interface import Deadline
@@ -17,6 +18,8 @@ Verdict = Literal["found", "infeasible", "unknown", "too large"]
 _SLICE = 3_000_000
 #: The most changes that can be undone, of 40 bytes each.
 _MAX_TRAIL = 6_000_000
+#: How many failures are remembered, of 16 bytes each.
+_NOGOODS = 2**18
 #: How far chance moves boxes in the order of preference, as a fraction of their number.
 _NOISE = 0.3
 
@@ -54,6 +57,7 @@ class Board:
         }
         _, twin = np.unique(np.stack(list(self.rows.values())), axis=1, return_inverse=True)
         self.twin = twin.ravel()
+        self.nogoods = np.zeros((_NOGOODS, 2), np.int64)
 
     @property
     def terms(self) -> int:
@@ -101,8 +105,11 @@ class Board:
             place += [noise.random() * _NOISE * len(size) for _ in place]
         return np.lexsort((self.twin, place[self.twin]))
 
-    def search(self, rule: str, order: Any, work: int, deadline: Deadline) -> Verdict:
-        """Search for about ``work`` elementary steps, or until ``deadline``."""
+    def search(self, rule: str, fitting: bool, order: Any, work: int, deadline: Deadline) -> Verdict:
+        """Search for about ``work`` elementary steps, or until ``deadline``.
+
+        What is learnt about parts without a packing is kept for the next search.
+        """
         kernel = _kernel()
         state = self._state(order)
         answer = kernel.PAUSED
@@ -110,7 +117,7 @@ class Board:
             left = work - int(state.clock["work"][0])
             if left <= 0 or len(state.trail) > _MAX_TRAIL:
                 break
-            answer = kernel.search(state, getattr(kernel, rule), min(left, _SLICE))
+            answer = kernel.search(state, getattr(kernel, rule), fitting, min(left, _SLICE))
             if answer == kernel.FULL:
                 state = _longer(state)
         if answer == kernel.FOUND:
@@ -119,45 +126,44 @@ class Board:
             return "found"
         return "infeasible" if answer == kernel.INFEASIBLE else "unknown"
 
-    def _state(self, order: Any) -> Any:
+    def _state(self, order: Any) -> State:
         """The arrays of a search that prefers boxes in ``order``."""
         import numpy as np
 
-        kernel = _kernel()
         count = len(order)
-        boxes = np.zeros(count, np.dtype(kernel.BOX))
+        boxes = np.zeros(count, np.dtype(BOX))
         for name, column in self.rows.items():
             boxes[name] = column[order]
         boxes["twin"], boxes["offset"] = self.twin[order], -1
+        boxes["ground"] = self.part.base
         rank = np.empty(count, np.int64)
         rank[order] = np.arange(count)
         section, box = self.members
         sections = self._section_records(boxes)
-        return kernel.State(
+        return State(
             boxes=boxes,
             sections=sections,
             members=rank[box][np.lexsort((rank[box], section))],
             starts=np.argsort(boxes["low"], kind="stable"),
-            frames=np.zeros(2 * count + 2, np.dtype(kernel.FRAME)),
+            frames=np.zeros(2 * count + 2, np.dtype(FRAME)),
             choices=np.zeros(8 * count + 8, np.int64),
-            trail=np.zeros(8 * (count + len(sections)), np.dtype(kernel.CHANGE)),
+            trail=np.zeros(8 * (count + len(sections)), np.dtype(CHANGE)),
             dirty=np.zeros(len(sections), np.int64),
-            clock=np.zeros(1, np.dtype(kernel.CLOCK)),
+            clock=np.zeros(1, np.dtype(CLOCK)),
+            nogoods=self.nogoods,
         )
 
     def _section_records(self, boxes: Any) -> Any:
         """The records of the sections, and one to end them, before anything is placed."""
         import numpy as np
 
-        kernel = _kernel()
         count = len(self.load)
         section, box = self.members
-        sections = np.zeros(count + 1, np.dtype(kernel.SECTION))
+        sections = np.zeros(count + 1, np.dtype(SECTION))
         sections["first"] = np.searchsorted(section, np.arange(count + 1))
         sections["opening"] = np.searchsorted(np.sort(boxes["low"]), np.arange(count + 1))
         np.maximum.at(sections["ceiling"], section, (self.rows["last"] + self.rows["size"])[box])
         sections["rest"][:count] = self.load
-        sections["top"] = self.part.base
         np.add.at(sections["crossing"], boxes["low"] + 1, 1)
         np.subtract.at(sections["crossing"], boxes["high"], 1)
         sections["crossing"] = np.cumsum(sections["crossing"])

@@ -3,7 +3,9 @@
 The decision "do the boxes fit under this height" follows Moffitt, "MiniMalloc: A Lightweight Memory
 Allocator for Hardware-Accelerated Machine Learning" (ASPLOS 2023): time is cut into sections in which
 the same boxes are live, every section has a floor under which nothing more will lie, and a section
-whose floor and unplaced boxes exceed the height refutes a partial packing. Only canonical packings
+whose floor and unplaced boxes exceed the height refutes a partial packing, as does one that has gaps
+which no box can fill (Jackson's schedule of one machine, where boxes are jobs and their least offsets
+release dates; Carlier, "The One-Machine Sequencing Problem", EJOR 1982). Only canonical packings
 are visited, those in which no box can sink; equal boxes are not exchanged; parts that no live box
 connects are solved apart. Where MiniMalloc places boxes in order of their offsets over all of time,
 this search branches on one section at a time, out of any valley of floors (sections whose neighbours
@@ -16,12 +18,15 @@ on both sides have higher floors):
 - Of all sections the one with the fewest alternatives, the least slack or both is chosen, over its
   failures so far: conflicts are met early and remembered (Boussemart et al., "Boosting Systematic
   Search by Weighting Constraints", ECAI 2004).
+- What can still be placed depends on the unplaced boxes of a component and their least offsets alone,
+  however it came about: those that failed are remembered, since many ways lead to the same floors.
 - When a decision has no alternatives left, decisions since then about other components are undone
   with it: they had no part in the failure.
 
-Attempts of bounded work with several orders of preference follow each other, since the time to a
+Attempts of bounded work with several orders of preference, some of them after boxes that fill a valley
+from wall to wall or to the height of a wall, follow each other, since the time to a
 packing is heavy-tailed (Gomes, Selman and Kautz, "Boosting Combinatorial Search Through
-Randomization", AAAI 1998); the work allowed grows. Heights are tried from the lower bound up, by
+Randomization", AAAI 1998); the work allowed grows slowly. Heights are tried from the lower bound up, by
 bisection between what failed and the best packing. An exhausted search raises the bound. Work, not
 time, decides the course: a seed leads to the same packings, as far as the time suffices.
 """
@@ -40,25 +45,25 @@ from mplan.passes.allocate.reduction import reduce
 from mplan.passes.solvers import compiled
 from mplan.passes.solvers.interface import Bound, Deadline, Search
 
-#: Rule of the kernel and order of preference of each attempt, in turn.
+#: Rule of the kernel, whether what fits goes first, and order of preference of each attempt, in turn.
 PORTFOLIO = (
-    ("FEWEST", "size"),
-    ("TIGHTEST", "area"),
-    ("BOTH", "lifetime"),
-    ("FEWEST", "lifetime"),
-    ("BOTH", "area"),
-    ("TIGHTEST", "lifetime"),
-    ("FEWEST", "load"),
-    ("BOTH", "size"),
-    ("TIGHTEST", "size"),
-    ("FEWEST", "area"),
+    ("FEWEST", "size", False),
+    ("FEWEST", "area", True),
+    ("TIGHTEST", "size", True),
+    ("FEWEST", "lifetime", False),
+    ("BOTH", "size", True),
+    ("FEWEST", "area", False),
+    ("FEWEST", "size", True),
+    ("BOTH", "lifetime", False),
+    ("FEWEST", "lifetime", True),
+    ("FEWEST", "load", True),
 )
 #: Elementary steps of an attempt in the first round, beside those of about two descents, each of which
 #: takes about half a step for every box in every section for every box.
 _WORK = 1_000_000
 _WORK_PER_TERM = 200
-#: No later round grows further.
-_LAST_ROUND = 60
+#: In one of so many rounds a height above the goal is tried, too.
+_EASIER = 4
 _KERNEL = "mplan.passes.allocate.canonical_kernel:search"
 #: Larger parts take more memory than the answer is worth, and more boxes too long to reduce.
 _MAX_TERMS = 4_000_000
@@ -85,17 +90,21 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
     search.raise_bound(Bound(grid.above(search.bound.bytes - 1), "exhaustive"))
     while not (search.closed or search.hopeless or deadline.expired) and search.met == met:
         attempt = partial(_attempt, grid, search, deadline, seed, number)
-        verdict = _improve(grid, search, attempt, number) if met else _pursue(grid, search, attempt)
+        verdict = (
+            _improve(grid, search, attempt, number) if met else _pursue(grid, search, attempt, number)
+        )
         if verdict == "too large":
             return
-        number = min(number + 1, _LAST_ROUND)
+        number = number + 1
 
 
-def _pursue(grid: Grid, search: Search[Offsets], attempt: Callable[[int], Verdict]) -> Verdict:
-    """Try the goal, then the middle between it and the best, which shows what would be enough."""
+def _pursue(
+    grid: Grid, search: Search[Offsets], attempt: Callable[[int], Verdict], number: int
+) -> Verdict:
+    """Try the goal, and at times the middle between it and the best, which shows what is enough."""
     goal = grid.below(search.goal or 0)
     verdict = attempt(goal)
-    if verdict == "unknown":
+    if verdict == "unknown" and number % _EASIER == 0:
         attempt(max(grid.below((goal + search.value) // 2), grid.above(goal)))
     return verdict
 
@@ -110,7 +119,7 @@ def _improve(
         if verdict != "found":
             failed = max(height, search.bound.bytes - 1)
         height = max(grid.below((failed + search.value) // 2), grid.above(failed))
-        if height >= search.value or search.value - failed <= search.value * _PRECISION / 2**number:
+        if height >= search.value or search.value - failed <= search.value * _PRECISION * 0.5**number:
             break
         verdict = attempt(height)
     return verdict
@@ -148,22 +157,30 @@ def decide(
     return "found", reduction.complete(found)
 
 
+def luby(turn: int) -> int:
+    """Term ``turn``, from 1 on, of 1, 1, 2, 1, 1, 2, 4, ...: what restarts should take if nobody knows
+    better (Luby, Sinclair and Zuckerman, "Optimal Speedup of Las Vegas Algorithms", 1993)."""
+    top = turn.bit_length()
+    return 1 << (top - 1) if turn == (1 << top) - 1 else luby(turn - (1 << (top - 1)) + 1)
+
+
 def _search(board: Board, deadline: Deadline, seed: int, number: int) -> Verdict:
     """Run the portfolio until an attempt has an answer.
 
-    From the second round on the orders have noise, and the first attempt has as much work as all others
-    together: to prove that there is nothing takes one long search, to find something many short ones.
+    From the second round on the orders have noise. In longer rounds the first attempt has as much
+    work as all others together: to prove that there is nothing takes one long search, to find
+    something many short ones.
     """
     if board.terms > _MAX_TERMS:
         return "too large"
     descents = board.terms * (_WORK_PER_TERM + len(board.life))
-    work = int((_WORK + descents) * 2 ** (number / 2))
-    for turn, (rule, preference) in enumerate(PORTFOLIO):
+    term = luby(number + 1)
+    for turn, (rule, preference, fitting) in enumerate(PORTFOLIO):
         if deadline.expired:
             break
         noise = random.Random(f"{seed} {number} {turn}") if number else None
-        share = len(PORTFOLIO) if number and not turn else 1
-        verdict = board.search(rule, board.order(preference, noise), share * work, deadline)
+        work = term * (_WORK + descents) * (len(PORTFOLIO) if term > 1 and not turn else 1)
+        verdict = board.search(rule, fitting, board.order(preference, noise), work, deadline)
         if verdict != "unknown":
             return verdict
     return "unknown"

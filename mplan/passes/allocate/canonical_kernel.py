@@ -7,10 +7,11 @@ can stop after any amount of work and go on later. Sizes and offsets are in unit
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from numba import njit
 
+from mplan.passes.allocate.canonical_records import State
 from mplan.passes.solvers.compiled import entry
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -20,50 +21,8 @@ PAUSED, FOUND, INFEASIBLE, FULL = 0, 1, 2, 3
 #: How the section to branch on is chosen: fewest boxes, least slack, or least product of the two.
 FEWEST, TIGHTEST, BOTH = 0, 1, 2
 
-
-def _record(*names: str) -> list[tuple[str, str]]:
-    return [(name, "i8") for name in names]
-
-
-#: A box lives in the sections ``[low, high)`` and lies at a multiple of ``alignment`` not above
-#: ``last``; boxes that are equal have the same ``twin``. While it is not placed its ``offset`` is -1,
-#: and it lies at ``least`` or higher. ``seen`` is the last node that saved it.
-BOX = _record("low", "high", "size", "alignment", "last", "twin", "least", "offset", "seen")
-#: A section's boxes are ``members[first:]`` up to the next section's ``first``, those that begin here
-#: ``starts[opening:]`` likewise; a box must end at ``ceiling``. ``count`` boxes are the lowest that can
-#: still be placed here, at ``floor``; ``rest`` units are still to place. The highest box placed ends at
-#: ``top``; ``crossing`` unplaced boxes live in the section before, too. ``failures`` counts.
-SECTION = _record(
-    *("first", "opening", "ceiling", "floor", "count", "rest", "top", "crossing", "failures", "seen")
-)
-#: A decision at ``level`` of ``section``: ``choices[first:end]``, of which ``next`` comes next, in the
-#: component ``[left, right)`` of sections; what follows from it lies above ``mark`` in the trail.
-FRAME = _record("section", "level", "mark", "first", "end", "next", "left", "right")
-#: What a change replaced, to be undone: of ``kind`` at ``index``.
-CHANGE = _record("kind", "index", "first", "second", "third")
-#: The heights of stack and trail, the nodes and elementary steps so far, and what to do next.
-CLOCK = _record("depth", "trail", "nodes", "work", "descend")
-
 _WALL = 2**62
 _BOX, _SECTION, _PLACED = 0, 1, 2
-
-
-class State(NamedTuple):
-    """Arrays of the records above (``sections`` has one more at the end), and of box numbers.
-
-    Boxes are numbered in order of preference. ``choices`` holds the alternatives of all frames, a box
-    or -1 for none; ``dirty`` the sections whose floor must be found again; ``clock`` has one record.
-    """
-
-    boxes: Any
-    sections: Any
-    members: Any
-    starts: Any
-    frames: Any
-    choices: Any
-    trail: Any
-    dirty: Any
-    clock: Any
 
 
 def _inner(function: Function) -> Function:
@@ -78,22 +37,26 @@ def _up(offset: int, alignment: int) -> int:
 
 
 @_inner
-def _note(t: State, kind: int, index: int, first: int, second: int, third: int) -> None:
+def _note(t: State, kind: int, index: int, first: int, second: int) -> None:
     """Write a change to the trail."""
     clock = t.clock[0]
     change = t.trail[clock.trail]
     change.kind, change.index = kind, index
-    change.first, change.second, change.third = first, second, third
+    change.first, change.second = first, second
     clock.trail += 1
 
 
 @_inner
-def _save(t: State, s: int) -> None:
-    """Note what a section is like before its first change at this node."""
+def _touch(t: State, s: int, dirty: int) -> int:
+    """Note what a section is like before its first change at this node, and that it is dirty; returns
+    the number of dirty sections."""
     section = t.sections[s]
-    if section.seen != t.clock[0].nodes:
-        section.seen = t.clock[0].nodes
-        _note(t, _SECTION, s, section.floor, section.count, section.top)
+    if section.seen == t.clock[0].nodes:
+        return dirty
+    section.seen = t.clock[0].nodes
+    _note(t, _SECTION, s, section.floor, section.count)
+    t.dirty[dirty] = s
+    return dirty + 1
 
 
 @_inner
@@ -103,9 +66,9 @@ def _undo(t: State, mark: int) -> None:
         change = t.trail[at]
         if change.kind == _SECTION:
             section = t.sections[change.index]
-            section.floor, section.count, section.top = change.first, change.second, change.third
+            section.floor, section.count = change.first, change.second
         elif change.kind == _BOX:
-            t.boxes[change.index].least = change.first
+            t.boxes[change.index].least, t.boxes[change.index].ground = change.first, change.second
         else:
             box = t.boxes[change.index]
             box.offset = -1
@@ -116,24 +79,25 @@ def _undo(t: State, mark: int) -> None:
 
 
 @_inner
+def _keep(t: State, b: int) -> None:
+    """Note where a box could lie before its first change at this node."""
+    box = t.boxes[b]
+    if box.seen != t.clock[0].nodes:
+        box.seen = t.clock[0].nodes
+        _note(t, _BOX, b, box.least, box.ground)
+
+
+@_inner
 def _raise(t: State, b: int, least: int, dirty: int) -> int:
     """Raise the least offset of ``b``; the number of dirty sections, -1 if it has no place left."""
     box = t.boxes[b]
-    old, new = box.least, _up(least, box.alignment)
+    new = _up(least, box.alignment)
     if new > box.last:
         return -1
-    if box.seen != t.clock[0].nodes:
-        box.seen = t.clock[0].nodes
-        _note(t, _BOX, b, old, 0, 0)
+    _keep(t, b)
     box.least = new
     for s in range(box.low, box.high):
-        section = t.sections[s]
-        if section.floor == old and section.count:
-            _save(t, s)
-            section.count -= 1
-            if section.count == 0:
-                t.dirty[dirty] = s
-                dirty += 1
+        dirty = _touch(t, s, dirty)
     t.clock[0].work += box.high - box.low
     return dirty
 
@@ -160,24 +124,23 @@ def _neighbour(t: State, b: int, k: int) -> int:
 def _place(t: State, b: int, offset: int) -> int:
     """Place ``b``; the number of dirty sections, -1 if a box has no place left."""
     box = t.boxes[b]
-    _note(t, _PLACED, b, 0, 0, 0)
+    _note(t, _PLACED, b, 0, 0)
     box.offset = offset
     end = offset + box.size
     dirty = 0
     for s in range(box.low, box.high):
-        _save(t, s)
-        section = t.sections[s]
-        section.rest -= box.size
-        section.crossing -= s > box.low
-        section.top, section.count = end, 0
-        t.dirty[dirty] = s
-        dirty += 1
+        dirty = _touch(t, s, dirty)
+        t.sections[s].rest -= box.size
+        t.sections[s].crossing -= s > box.low
     for k in range(_neighbours(t, b)):
         c = _neighbour(t, b, k)
-        if t.boxes[c].offset < 0 and t.boxes[c].least < end:
-            dirty = _raise(t, c, end, dirty)
-            if dirty < 0:
-                return -1
+        if t.boxes[c].offset < 0 and t.boxes[c].ground < end:
+            _keep(t, c)
+            t.boxes[c].ground = end
+            if t.boxes[c].least < end:
+                dirty = _raise(t, c, end, dirty)
+                if dirty < 0:
+                    return -1
     return dirty
 
 
@@ -224,20 +187,55 @@ def _leave(t: State, s: int, level: int, room: int) -> int:
 
 
 @_inner
+def _wastes(t: State, s: int, lowest: int) -> bool:
+    """Whether the boxes of a section end too high even if each lies as low as this section allows.
+
+    Those that could lie at its floor are ``lowest`` units high together.
+
+    They are taken by their least offsets, as in Jackson's schedule of one machine: where all those
+    that could lie below an address do not reach it, there is a gap that nothing fills.
+    """
+    section, after = t.sections[s], t.sections[s + 1]
+    ground, end = section.floor, section.floor + lowest
+    while ground + section.rest <= section.ceiling:
+        below, following = 0, _WALL
+        for at in range(section.first, after.first):
+            box = t.boxes[t.members[at]]
+            if box.offset < 0 and box.least <= end:
+                below += box.size
+            elif box.offset < 0:
+                following = min(following, box.least)
+        t.clock[0].work += after.first - section.first
+        if ground + below > end:
+            end = ground + below
+        elif following == _WALL:
+            return False
+        else:
+            ground, end = ground + following - end, following
+    return True
+
+
+@_inner
 def _settle(t: State, dirty: int) -> int:
     """Find the floors of the dirty sections; the first section that overflows, or -1."""
     for k in range(dirty):
         s = t.dirty[k]
         section, after = t.sections[s], t.sections[s + 1]
-        floor, count = _WALL, 0
+        floor, count, highest, lowest = _WALL, 0, 0, 0
         for at in range(section.first, after.first):
             box = t.boxes[t.members[at]]
-            if box.offset < 0 and box.least <= floor:
-                count = count + 1 if box.least == floor else 1
-                floor = box.least
+            if box.offset < 0:
+                highest = max(highest, box.least)
+                if box.least < floor:
+                    floor, count, lowest = box.least, 0, 0
+                if box.least == floor:
+                    count += 1
+                    lowest += box.size
         section.floor, section.count = floor, count
         t.clock[0].work += after.first - section.first
         if count and floor + section.rest > section.ceiling:
+            return int(s)
+        if count and highest + section.rest - lowest > section.ceiling and _wastes(t, s, lowest):
             return int(s)
     return -1
 
@@ -278,8 +276,11 @@ def _pick(t: State, left: int, right: int, rule: int) -> int:
 
 
 @_inner
-def _descend(t: State, rule: int) -> bool:
-    """Push a decision in the innermost component that is not done; False if all boxes are placed."""
+def _descend(t: State, rule: int, fitting: bool) -> bool:
+    """Push a decision in the innermost component that is not done; False if all boxes are placed.
+
+    It has no alternatives if the component is known to have no packing.
+    """
     depth, count = t.clock[0].depth, len(t.sections) - 1
     best, inner = -1, depth
     while best < 0 and inner > 0:
@@ -299,9 +300,82 @@ def _descend(t: State, rule: int) -> bool:
     frame.left, frame.right = left, right
     frame.first = t.frames[depth - 1].end if depth else 0
     frame.next = frame.end = frame.first
-    _choose(t, frame)
+    _sign(t, frame)
+    if not _failed(t, frame):
+        _choose(t, frame)
+        if fitting:
+            _sort(t, frame)
     t.clock[0].depth += 1
     return True
+
+
+@_inner
+def _mixed(x: int) -> int:
+    """Mix all bits of an integer: the last step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+@_inner
+def _sign(t: State, frame: Any) -> None:
+    """Find the signature of a component: what is left to place there, where, and what would rest.
+
+    Whether it can be completed depends on nothing else. Sums do not depend on the order of the boxes,
+    and two of 64 bits are never equal by chance (Zobrist, "A New Hashing Method with Application for
+    Game Playing", 1970).
+    """
+    key, check = 0, 0
+    first, end = t.sections[frame.left].opening, t.sections[frame.right].opening
+    for at in range(first, end):
+        b = t.starts[at]
+        box = t.boxes[b]
+        if box.offset < 0:
+            one = _mixed(_mixed(box.twin) + 2 * box.least + _rests(t, b, box.least))
+            key += one
+            check += _mixed(one)
+    t.clock[0].work += end - first
+    frame.key, frame.check = key, check
+
+
+@_inner
+def _failed(t: State, frame: Any) -> bool:
+    """Whether a component with this signature is known to have no packing."""
+    nogood = t.nogoods[frame.key & (len(t.nogoods) - 1)]
+    return bool(nogood[0] == frame.key and nogood[1] == frame.check)
+
+
+@_inner
+def _learn(t: State, frame: Any) -> None:
+    """Remember that all alternatives of a decision failed; newer signatures replace older ones."""
+    nogood = t.nogoods[frame.key & (len(t.nogoods) - 1)]
+    nogood[0], nogood[1] = frame.key, frame.check
+
+
+@_inner
+def _fit(t: State, b: int, level: int) -> int:
+    """How well a box would fill its valley: from wall to wall counts 2, each wall of its height 1."""
+    box = t.boxes[b]
+    end, walls, flush = level + box.size, 0, 0
+    for s in (box.low - 1, box.high):
+        if 0 <= s < len(t.sections) - 1:
+            walls += t.sections[s].floor > level
+            flush += t.sections[s].floor == end
+        else:
+            walls += 1
+    return 2 * (walls == 2) + flush
+
+
+@_inner
+def _sort(t: State, frame: Any) -> None:
+    """Put the alternatives that fit best first."""
+    for at in range(frame.first + 1, frame.end - 1):
+        b, to = t.choices[at], at
+        fit = _fit(t, b, frame.level)
+        while to > frame.first and _fit(t, t.choices[to - 1], frame.level) < fit:
+            t.choices[to] = t.choices[to - 1]
+            to -= 1
+        t.choices[to] = b
 
 
 @_inner
@@ -322,10 +396,7 @@ def _choose(t: State, frame: Any) -> None:
 def _rests(t: State, b: int, level: int) -> bool:
     """Whether box ``b`` at ``level`` lies on a placed box or the ground, or cannot lie higher."""
     box = t.boxes[b]
-    top = 0
-    for s in range(box.low, box.high):
-        top = max(top, t.sections[s].top)
-    return bool(level == box.last or _up(top, box.alignment) == level)
+    return bool(level == box.last or _up(box.ground, box.alignment) == level)
 
 
 @_inner
@@ -353,6 +424,7 @@ def _retreat(t: State) -> bool:
     since the last one about its own; False if there is none."""
     depth = t.clock[0].depth - 1
     left, right = t.frames[depth].left, t.frames[depth].right
+    _learn(t, t.frames[depth])
     while depth and (t.frames[depth - 1].right <= left or t.frames[depth - 1].left >= right):
         depth -= 1
     t.clock[0].depth = depth
@@ -384,8 +456,11 @@ def _begin(t: State) -> bool:
 
 
 @entry
-def search(t: State, rule: int, work: int) -> int:
-    """Go on for about ``work`` elementary steps; returns one of the four answers above."""
+def search(t: State, rule: int, fitting: bool, work: int) -> int:
+    """Go on for about ``work`` elementary steps; returns one of the four answers above.
+
+    ``fitting`` tries boxes that fill their valley before those preferred.
+    """
     clock = t.clock[0]
     if clock.nodes == 0 and not _begin(t):
         return INFEASIBLE
@@ -394,7 +469,7 @@ def search(t: State, rule: int, work: int) -> int:
         if _full(t):
             return FULL
         if clock.descend:
-            if not _descend(t, rule):
+            if not _descend(t, rule, fitting):
                 return FOUND
             clock.descend = 0
             continue

@@ -78,12 +78,11 @@ def line(name: str, row: Figures) -> tuple[str, ...]:
 
 
 def gap(row: Figures) -> float:
-    """Arena over its bound, minus one; 0 where only a capacity was to be kept."""
-    ours = row["ours"]
-    if row["capacity_bytes"] is not None or not base(row):
-        return 0.0 if ours["fits"] else 1.0
-    value: float = ours["arena_bytes"] / arena_base(row) - 1
-    return value
+    """Arena over its bound, minus one; where only a capacity was to be kept, over that, if at all."""
+    arena, capacity = row["ours"]["arena_bytes"], row["capacity_bytes"]
+    if capacity is not None:
+        return max(0.0, arena / capacity - 1)
+    return arena / arena_base(row) - 1 if base(row) else 0.0
 
 
 def summary(name: str, rows: Sequence[Figures]) -> tuple[str, ...]:

@@ -493,9 +493,8 @@ multiplier=1073741824, shift=-4, output_zero_point=0)
     }"""
     graph, ctx = parse(text), context(held)
     verify(graph)
-    values = {"x": torch.arange(-120, 120, dtype=torch.int8).reshape(1, 6, 5, 8)}
-    values["t"] = torch.arange(127, -129, -1, dtype=torch.int8)
+    x, t = torch.arange(-120, 120, dtype=torch.int8), torch.arange(127, -129, -1, dtype=torch.int8)
+    values = {"x": x.reshape(1, 6, 5, 8), "t": t}
     found, _ = planned(graph, StreamRows(), ctx)
     assert ctx.lowered is not None and ctx.plan is not None
-    out = run_in_arena(found, ctx.lowered, ctx.plan, values)
-    assert torch.equal(out[0], run(graph, values)[0])
+    assert torch.equal(*run_in_arena(found, ctx.lowered, ctx.plan, values), *run(graph, values))

@@ -20,6 +20,8 @@ from mplan.passes.schedule_ops import ScheduleOps
 
 #: How often less is given than seemed to be free, as addresses may need more than live bytes.
 _ROUNDS = 4
+#: The share of the time limit that there is for it even if the plan took all of it.
+_LEAST_SHARE = 0.05
 #: Bytes; columns consist of words.
 _ALIGNMENT = 4
 
@@ -49,11 +51,12 @@ class TilePixels(Pass):
         arena = ctx.layout.arena.name
         limit = room = max(ctx.plan.peak_bytes(arena), self.budget)
         live = _live_bytes(ctx)
+        limit_s = max(ctx.limit_s - ctx.spent_s, _LEAST_SHARE * ctx.limit_s) / _ROUNDS
         for _ in range(_ROUNDS):
             tiled = tiled_graph(graph, [room - used for used in live], columns=ctx.pairs)
             if tiled == graph:
                 break
-            inner = replace(ctx, notes=[], captured=None, limit_s=ctx.limit_s / _ROUNDS, spent_s=0.0)
+            inner = replace(ctx, notes=[], captured=None, limit_s=limit_s, spent_s=0.0)
             try:
                 for pass_ in (ScheduleOps(), AllocateBuffers()):
                     tiled = pass_.run(tiled, inner)

@@ -38,6 +38,8 @@ PIPELINES = {
     ),
 }
 PRODUCER = f"mplan {__version__}"
+#: Bytes that kernels load from weights at once.
+_WORD = 4
 
 
 class Instrument(Protocol):
@@ -92,8 +94,9 @@ def layout_of(
 ) -> Layout:
     """Where a graph lives on ``target``.
 
-    A microcontroller has its weights in flash and the user's inputs in the arena; elsewhere both
-    belong to the caller. ``budget`` lowers the arena's capacity; an ``unlimited`` one has none.
+    A microcontroller has its weights in flash, at multiples of a word, and the user's inputs in the
+    arena; elsewhere both belong to the caller. ``budget`` lowers the arena's capacity; an ``unlimited``
+    one has none.
     ``memories`` (``dtcm=64KiB,sram``) names what takes the place of the target's arena.
     """
     named = _memories(target, memories) if memories else ()
@@ -106,7 +109,9 @@ def layout_of(
     if target.family != "mcu":
         return Layout(arena)
     several = named if len(named) > 1 else ()
-    return Layout(arena, weights=target.weights_memory.region(), inputs=arena, memories=several)
+    flash = target.weights_memory.region()
+    flash = replace(flash, alignment=max(flash.alignment, _WORD))
+    return Layout(arena, weights=flash, inputs=arena, memories=several)
 
 
 def _memories(target: Target, text: str) -> tuple[Region, ...]:

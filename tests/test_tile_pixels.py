@@ -21,7 +21,7 @@ from mplan.passes.base import Context
 from mplan.passes.registry import parse_pipeline
 from mplan.passes.stream.build import Choice
 from mplan.passes.tile_pixels import tiled_graph
-from mplan.pipeline import asked, context_of, run_passes
+from mplan.pipeline import asked, context_of, layout_of, run_passes
 from mplan.runtime.emulator import EmulatorName
 from mplan.targets import load_target
 from tests.c_support import FLASH, LAYOUT, SRAM, emitted, run_program
@@ -125,6 +125,10 @@ def test_what_has_no_columns() -> None:
     found = {op.result.name: columns_bytes(op, types(graph)) for op in graph.ops}
     # groups and a depthwise layer have none; 12 channels are filled up to 16
     assert list(found.values()) == [0, 2 * PIXELS * 16, 2 * PIXELS * 8, 2 * PIXELS * 8, 0]
+    few = QuantizedNet(4, 4, 3)
+    rest = graph_with_marks(few.graph(few.conv("x", 8), few.conv("x", 8, (1, 2))), few)
+    # a round of three numbers would leave the weights
+    assert [columns_bytes(op, types(rest)) for op in rest.ops] == [0, 2 * PIXELS * 8]
     unmarked = net.graph(y, z)
     assert not any(columns_bytes(op, types(unmarked)) for op in unmarked.ops)
     large = QuantizedNet(4, 4, 68)
@@ -218,3 +222,42 @@ def test_every_form_of_columns(
     assert len(columns(tiled)) >= 2
     case = emitted(tiled, ctx.constants), image, wanted
     on_device(tmp_path, "mps2-an500", toolchain, emulator, case)
+
+
+@pytest.mark.parametrize(("toolchain", "emulator"), [("gcc", "qemu"), ("zig", "unicorn")])
+def test_layers_of_few_channels_side_by_side(
+    toolchain: str, emulator: EmulatorName, tmp_path: Path
+) -> None:
+    """Kernels that differ in the clamp or the gathered numbers only; registers suffice for all."""
+    net = QuantizedNet(3, 7, 8)
+    x = net.conv("x", 12)
+    outputs = [net.conv(y, 2, padding=(pad,) * 4) for y in ("x", x, net.conv(x, 20)) for pad in (0, 1)]
+    net.lines.append(net.lines[1].replace("%v1:", "%all:").split(", clamp_min")[0] + ")")
+    graph, image = net.graph(*outputs, "all"), net.image()
+    wanted = list(run(graph, {**net.constants, "x": image}))
+    marked, ctx = passed(graph, net, FAST)
+    tiled = tiled_graph(marked, [ENDLESS] * len(marked.ops), columns=True)
+    assert len(columns(tiled)) == len(tiled.ops)
+    case = emitted(tiled, ctx.constants), image, wanted
+    on_device(tmp_path, "mps2-an500", toolchain, emulator, case)
+
+
+def test_registers_suffice_for_what_clang_inlines(tmp_path: Path) -> None:
+    """All kernels of a stream become one function, in which clang keeps most registers busy."""
+    net = QuantizedNet(7, 21, 8)
+    x = net.conv(net.conv("x", 16), 16, (2, 2), (1, 2), (2, 1, 2, 1), groups=16)
+    graph = net.graph(net.mean(net.conv(net.conv(net.conv(x, 8), 2), 5)))
+    image = net.image()
+    wanted = list(run(graph, {**net.constants, "x": image}))
+    marked, ctx = passed(graph, net, FAST)
+    wide = tiled_graph(streamed(marked, Choice("row"), False), [ENDLESS], columns=True)
+    case = emitted(wide, ctx.constants), image, wanted
+    on_device(tmp_path, "mps2-an500", "zig", "unicorn", case)
+
+
+def test_weights_lie_at_words(tmp_path: Path) -> None:
+    """Pairs of words are loaded from them, which traps anywhere else."""
+    part = tmp_path / "part.toml"
+    part.write_text('inherits = "stm32f746"\n[memory.flash]\nalignment = 1\n')
+    flash = layout_of(load_target(part)).weights
+    assert flash is not None and flash.alignment == 4

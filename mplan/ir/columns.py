@@ -20,6 +20,8 @@ PIXELS = 4
 ROUND = 8
 #: Numbers of a window that are copied into one run on the stack rather than multiplied pixel by pixel.
 GATHERED = 64
+#: Fewer numbers are not filled up: a round from the last but one row of weights would leave them.
+LEAST = ROUND // 2
 _LAYERS = ("mplan.qconv2d", "mplan.qlinear")
 
 
@@ -39,6 +41,6 @@ def columns_bytes(op: Op, types: Mapping[str, Type]) -> int:
     assert isinstance(result, TensorType)
     fast = op.arg("bounded", False) and op.arg("below_half", False)
     size = prod(sizes)
-    whole = sizes[-1] == x.shape[-1] and (sizes[-1] % ROUND == 0 or size <= GATHERED)
+    whole = sizes[-1] == x.shape[-1] and (sizes[-1] % ROUND == 0 or LEAST <= size <= GATHERED)
     enough = prod(n for n in result.shape[:-1] if isinstance(n, int)) >= PIXELS
     return 2 * PIXELS * (size + -size % ROUND) if fast and whole and enough else 0

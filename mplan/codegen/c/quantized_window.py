@@ -185,7 +185,8 @@ def _by_columns(site: Site, form: _Form, rest: Function) -> Function:
     names = dict(zip(("products", "results", "rest"), (f.name for f in made[1:]), strict=True))
     view = {"taps": size // depth, "direct": direct, "gathered": gathered, "padded": padded, **names}
     needs = (*(_walk() if direct else (_taps(),)), *made)
-    name = f"{rest.name}{f'_{gathered}' if gathered and direct else ''}_columns"
+    plain, many = rest.name.removesuffix(f"_{ending}"), f"_{gathered}" if gathered else ""
+    name = f"{plain}{many}_{ending}_columns"
     return function(name, "qconv2d_columns", needs, **view)
 
 

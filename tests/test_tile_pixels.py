@@ -261,3 +261,14 @@ def test_weights_lie_at_words(tmp_path: Path) -> None:
     part.write_text('inherits = "stm32f746"\n[memory.flash]\nalignment = 1\n')
     flash = layout_of(load_target(part)).weights
     assert flash is not None and flash.alignment == 4
+
+
+def test_scratch_that_is_too_small_or_of_no_use_stays_unused() -> None:
+    net = QuantizedNet(4, 8, 16)
+    marked, ctx = passed(net.graph(net.conv("x", 8)), net, FAST)
+    enough = columns_bytes(marked.ops[0], types(marked))
+    for graph, size in ((marked, enough), (marked, enough - 4), (net.graph("v0"), enough)):
+        (op,) = graph.ops
+        with_scratch = replace(graph, ops=(replace(op, scratch=(Scratch(size, alignment=4),)),))
+        used = "_columns(" in emitted(with_scratch, {**net.constants, **ctx.constants})["net.c"]
+        assert used == (graph is marked and size == enough)

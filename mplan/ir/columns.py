@@ -25,6 +25,11 @@ LEAST = ROUND // 2
 _LAYERS = ("mplan.qconv2d", "mplan.qlinear")
 
 
+def filled(numbers: int) -> int:
+    """The length of a column of so many numbers, with the zeros behind them."""
+    return numbers + -numbers % ROUND
+
+
 def columns_bytes(op: Op, types: Mapping[str, Type]) -> int:
     """The bytes of ``PIXELS`` columns; 0 if ``op`` is no layer with a kernel that uses them.
 
@@ -43,4 +48,4 @@ def columns_bytes(op: Op, types: Mapping[str, Type]) -> int:
     size = prod(sizes)
     whole = sizes[-1] == x.shape[-1] and (sizes[-1] % ROUND == 0 or LEAST <= size <= GATHERED)
     enough = prod(n for n in result.shape[:-1] if isinstance(n, int)) >= PIXELS
-    return 2 * PIXELS * (size + -size % ROUND) if fast and whole and enough else 0
+    return 2 * PIXELS * filled(size) if fast and whole and enough else 0

@@ -16,7 +16,7 @@ from mplan.codegen.c.rows import Row, image_type, row_kernel
 from mplan.codegen.c.structs import invoke_with
 from mplan.codegen.c.table import Site
 from mplan.codegen.c.tensors import Code, Function, Tensor, argument
-from mplan.ir.columns import GATHERED, ROUND
+from mplan.ir.columns import GATHERED, ROUND, filled
 
 #: Output channels that a kernel computes at a time: they share loads, addresses and loops.
 _LANES = 4
@@ -170,7 +170,6 @@ def _by_columns(site: Site, form: _Form, rest: Function) -> Function:
     direct, shape = bool(form.options["direct"]), site.tensor("weight").shape[1:]
     size, depth = prod(shape), shape[-1]
     gathered = size if depth % ROUND else 0
-    padded = gathered + -gathered % ROUND
     dsp, ending = (instructions(),), "full" if is_full(site) else "clamped"
     made = (
         function("two_columns" if direct and not gathered else "one_column", needs=dsp),
@@ -183,7 +182,8 @@ def _by_columns(site: Site, form: _Form, rest: Function) -> Function:
         rest,
     )
     names = dict(zip(("products", "results", "rest"), (f.name for f in made[1:]), strict=True))
-    view = {"taps": size // depth, "direct": direct, "gathered": gathered, "padded": padded, **names}
+    view = {"taps": size // depth, "direct": direct, "gathered": gathered, **names}
+    view["padded"] = filled(gathered)
     needs = (*(_walk() if direct else (_taps(),)), *made)
     plain, many = rest.name.removesuffix(f"_{ending}"), f"_{gathered}" if gathered else ""
     name = f"{plain}{many}_{ending}_columns"

@@ -13,6 +13,8 @@ from typing import TypeAlias
 from mplan.codegen.c.render import function
 from mplan.codegen.c.table import Site
 from mplan.codegen.c.tensors import Code, Function
+from mplan.ir.columns import columns_bytes
+from mplan.ir.types import TensorType
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,15 @@ class Row:
     count: str
 
     def columns(self) -> str | None:
-        """The scratch memory in which windows are laid out as columns, if there is any to use."""
-        scratch = self.site.scratch() if self.count != "1" else ()
-        return f"{scratch[0].array.name}(int32_t, {scratch[0].offset_bytes})" if scratch else None
+        """The scratch memory in which windows are laid out as columns, if the op has enough of it."""
+        op, scratch = self.site.op, self.site.scratch() if self.count != "1" else ()
+        if not scratch:
+            return None
+        tensors = {n: self.site.memory.tensor(n, self.site.position) for n in op.operands}
+        tensors[op.result.name] = self.site.result
+        needed = columns_bytes(op, {n: TensorType(t.dtype, t.shape) for n, t in tensors.items()})
+        place = f"{scratch[0].array.name}(int32_t, {scratch[0].offset_bytes})"
+        return place if 0 < needed <= scratch[0].numel else None
 
 
 #: Sizes of images, and steps from pixel to pixel, are 16 bits wide in an ``image_t``.

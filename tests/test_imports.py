@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"capture", "timeline", "frontier"}),
     frozenset({"report", "compare", "viz"}),
     frozenset({"compiler"}),
-    frozenset({"advice", "doctor"}),
+    frozenset({"advice", "doctor", "cli_options"}),
     frozenset({"backend", "cli"}),
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

@@ -31,6 +31,7 @@ from mplan.cli_options import (
     MacFactor,
     Memories,
     Quantize,
+    Scans,
     Seed,
     Solver,
     Target,
@@ -125,6 +126,7 @@ def plan(
     io: Io = "",
     max_mac_factor: MacFactor = None,
     arrival: Arrival = None,
+    scans: Scans = 1,
     pareto: Annotated[
         bool, typer.Option("--pareto", help="Show what streams need in bytes for more and more work.")
     ] = False,
@@ -139,7 +141,7 @@ def plan(
     from mplan.report import render as show
 
     more = {**_int8(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
-    more["memories"] = memories or None
+    more |= {"scans": scans, "memories": memories or None}
     options = _options(target, budget, solver, limit, seed, dump, minimise, **more)
     if pareto:
         if output or minimise:
@@ -182,6 +184,7 @@ def compile_(
     io: Io = "",
     max_mac_factor: MacFactor = None,
     arrival: Arrival = None,
+    scans: Scans = 1,
     html: Html = None,
     dump: Dump = "",
     build: Annotated[
@@ -195,7 +198,7 @@ def compile_(
     from mplan.runtime import footprint
 
     more = {**_int8(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
-    more["memories"] = memories or None
+    more |= {"scans": scans, "memories": memories or None}
     options = _options(target, budget, solver, limit, seed, dump, **more)
     with _progress(f"compiling {model}"):
         compiled = compile_model(model, out=output, name=name, project=project, options=options)

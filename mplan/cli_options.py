@@ -30,6 +30,12 @@ Arrival = Annotated[
     Literal["whole", "rows", "flash"] | None,
     typer.Option("--input", help="Stream; the image lies in the arena, arrives by rows, or in flash."),
 ]
+Scans = Annotated[
+    int,
+    typer.Option(
+        help="With --input rows: how often the rows may come, once for each strip of columns."
+    ),
+]
 Memories = Annotated[
     str, typer.Option(help="What holds activations in place of the arena: dtcm=64KiB,sram.")
 ]

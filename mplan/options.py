@@ -17,6 +17,11 @@ CHOICES = {
     "io": ("float", "int8", "int8-nhwc"),
     "input": ("whole", "rows", "flash"),
 }
+_KINDS = {
+    "minimise": "True or False",
+    "max_mac_factor": "a number of at least 1",
+    "scans": "a whole number of at least 1",
+}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -34,7 +39,8 @@ class Options:
     ``io`` says what the caller of a quantised model passes on a microcontroller: ``float``, ``int8``
     or ``int8-nhwc`` (images with channels last); by default what the model has, or ``int8`` with
     ``quantize``. On a microcontroller ``max_mac_factor`` and ``input`` ask for streams: how much may
-    be computed again, and whether the image lies in the arena, arrives by rows or lies in flash.
+    be computed again, and whether the image lies in the arena, arrives by rows (up to ``scans`` times
+    over) or lies in flash.
     """
 
     target: str = "cpu"
@@ -50,6 +56,7 @@ class Options:
     io: str = ""
     max_mac_factor: float | None = None
     input: str = ""
+    scans: int = 1
     memories: str = ""
 
     @classmethod
@@ -69,6 +76,9 @@ class Options:
         if options.calibrate and not options.quantize:
             message = "calibrate names data for a quantisation, but none is asked for"
             raise UserError("MP423", message, help="add quantize=int8 (--quantize int8)")
+        if options.scans > 1 and options.input != "rows":
+            message = "scans say how often the rows of an image arrive, but none do"
+            raise UserError("MP423", message, help="add input=rows (--input rows)")
         if options.memories and (options.minimise or options.budget is not None):
             message = "memories have limits of their own, a budget or minimise means the arena"
             raise UserError("MP423", message, help="write memories=dtcm=64KiB,sram")
@@ -100,13 +110,14 @@ def _convert(key: str, value: Any) -> Any:
             return _positive(float(value))
         if key == "seed":
             return int(value)
+        if key == "scans":
+            return _count(value)
         if key == "max_mac_factor":
             return _factor(float(value))
         if key == "minimise":
             return _flag(value)
     except (TypeError, ValueError):
-        kinds = {"minimise": "True or False", "max_mac_factor": "a number of at least 1"}
-        kind = kinds.get(key, "a valid number")
+        kind = _KINDS.get(key, "a valid number")
         raise UserError("MP423", f"option {key}={value!r} is not {kind}") from None
     choices = CHOICES.get(key)
     if choices and value not in choices:
@@ -120,6 +131,12 @@ def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError
     return value
+
+
+def _count(value: Any) -> int:
+    if int(value) != float(value) or int(value) < 1:
+        raise ValueError
+    return int(value)
 
 
 def _positive(number: float) -> float:

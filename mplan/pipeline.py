@@ -226,6 +226,7 @@ def asked(passes: Sequence[Pass], options: Options, *, wanted: bool = False) -> 
             budget=options.budget or pass_.budget,
             max_mac_factor=options.max_mac_factor or pass_.max_mac_factor,
             input=options.input or pass_.input,
+            scans=max(options.scans, pass_.scans),
         )
 
     return tuple(map(ask, passes))

@@ -47,7 +47,8 @@ class ScheduleReport:
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
-    """How the image arrives (``whole`` in the arena, by ``rows``, in ``flash``) at ``streams`` streams.
+    """How the image arrives (``whole`` in the arena, by ``rows``, in ``flash``) at ``streams`` streams;
+    rows do so ``scans`` times over.
 
     ``arena_bytes`` says what the arena needs if it arrives otherwise, within the same work (None: that
     cannot be); ``layered_bytes`` live at most where the ops run one by one. No cut of the ops into
@@ -56,6 +57,7 @@ class StreamReport:
     """
 
     input: str
+    scans: int
     streams: int
     arena_bytes: Mapping[str, int | None]
     limit_macs: int
@@ -71,6 +73,7 @@ class StreamReport:
         held = made.certificate if made.budget else file.plan.certificate(made.certificate.subject)
         return cls(
             input=made.input,
+            scans=made.scans,
             streams=made.streams,
             arena_bytes={**made.arena_bytes, made.input: file.plan.peak_bytes(region)},
             limit_macs=made.limit_macs,
@@ -89,7 +92,8 @@ class StreamReport:
             if way != self.input
         )
         mine = exact_bytes(self.arena_bytes[self.input] or 0)
-        yield f"image: {', '.join([f'{words[self.input]}, arena {mine}', *needs])}"
+        times = f" in {self.scans} scans" if self.scans > 1 else ""
+        yield f"image: {', '.join([f'{words[self.input]}{times}, arena {mine}', *needs])}"
         layered = f"op by op {exact_bytes(self.layered_bytes)} would live at once"
         yield f"streams: {self.streams}, {layered}, {self._proof()}"
 

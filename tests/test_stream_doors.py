@@ -84,10 +84,29 @@ def test_work_buys_bytes_and_both_limits_hold(net: Path) -> None:
     assert f"{least['stream']['lower_bound_bytes']:,} B at 1.000" in over.json["error"]["help"]
 
 
+def test_rows_arrive_as_often_as_they_may(net: Path) -> None:
+    """Each scan of the image makes a strip of columns; more of them never need more bytes."""
+    ask = ("plan", net, "-t", TARGET, "--input", "rows", "--max-mac-factor", 1.5, "--json")
+    found = [run_cli(*ask, "--scans", n).json["stream"] for n in (1, 2, 5, 64)]
+    assert [s["scans"] <= n for s, n in zip(found, (1, 2, 5, 64), strict=True)] == [True] * 4
+    assert found[0]["scans"] == 1 and found[-1]["scans"] > 2
+    for fewer, more in pairwise(found):
+        assert more["lower_bound_bytes"] <= fewer["lower_bound_bytes"]
+    assert found[-1]["arena_bytes"]["rows"] < found[0]["arena_bytes"]["rows"]
+    words = run_cli(*ask[:-1], "--scans", 64).err
+    assert f"image: arrives by rows in {found[-1]['scans']} scans, arena " in words
+    points = run_cli("plan", net, "-t", TARGET, "--pareto", "--input", "rows", "--scans", 64, "--json")
+    assert len(points.json["points"]) > 1 and points.json["points"][-1]["strips"] > 0
+
+
 def test_options_of_streams(net: Path) -> None:
     made = mplan.plan(net, target=TARGET, input="rows", max_mac_factor=1.1, limit=2)
     assert made.report.stream is not None and made.report.stream.input == "rows"
-    for wrong in ({"max_mac_factor": 0.9}, {"max_mac_factor": "much"}, {"input": "columns"}):
+    for wrong in (
+        *({"max_mac_factor": 0.9}, {"max_mac_factor": "much"}, {"input": "columns"}),
+        *({"scans": 2}, {"scans": 2, "input": "flash"}),
+        *({"scans": n, "input": "rows"} for n in (0, 1.5, "some")),
+    ):
         with pytest.raises(UserError, match="MP423"):
             Options.parse(wrong)
     with pytest.raises(UserError, match="MP421"):

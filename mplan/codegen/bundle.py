@@ -19,6 +19,7 @@ from mplan.diagnostics import UserError, Where
 from mplan.files import make_folder, read_text, write_atomic
 from mplan.ir.affine import Affine
 from mplan.ir.graph import Graph, Value
+from mplan.ir.rings import Arriving
 from mplan.ir.types import TensorType
 from mplan.targets.load import target_of
 from mplan.targets.model import Target
@@ -34,8 +35,8 @@ class Port:
     """An input or output of the compiled network.
 
     ``dtype`` is the IR's name, ``strides`` count elements, ``nbytes`` reaches from the first to the
-    last element in memory. An input with ``rows`` is given row by row, so many of them; one that is
-    ``outside`` is read where the caller has it.
+    last element in memory. An input with ``rows`` is given row by row, so many of them, and all of them
+    in each of its ``scans``; one that is ``outside`` is read where the caller has it.
     Integers with a ``scale`` stand for ``scale * (integer - zero_point)``.
     """
 
@@ -45,6 +46,7 @@ class Port:
     strides: tuple[int, ...]
     nbytes: int
     rows: int = 0
+    scans: int = 1
     outside: bool = False
     scale: float | None = None
     zero_point: int | None = None
@@ -81,13 +83,13 @@ def area_symbols(manifest: Manifest, target: Target) -> set[str]:
 
 def ports(
     graph: Graph,
-    rows: Mapping[str, int],
+    rows: Mapping[str, Arriving],
     held: Collection[str],
     affines: Mapping[str, Affine] | None = None,
 ) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """The user's inputs and the outputs of ``graph``, in order.
 
-    ``rows`` says of how many rows the inputs are that arrive row by row, ``held`` which lie in a
+    ``rows`` says how the inputs arrive that come row by row, ``held`` which lie in a
     memory of the plan (the others are read where the caller has them), ``affines`` what the integers
     of ``input0`` …, ``output0`` … stand for.
     """
@@ -96,7 +98,7 @@ def ports(
     inputs = (
         replace(
             _port(table[n], known.get(f"input{i}")),
-            rows=rows.get(n, 0),
+            **(asdict(rows[n]) if n in rows else {}),
             outside=n not in rows and n not in held,
         )
         for i, n in enumerate(names)

@@ -61,14 +61,15 @@ CODES: dict[str, Code] = {
         "unknown option",
         "torch.compile(…, options={…}) and mplan.plan(…) take the options target, budget, minimise, "
         "solver, limit, seed, pipeline and dump; for microcontrollers also quantize, calibrate, io, "
-        "max_mac_factor, input and memories. The help line names the nearest one.",
+        "max_mac_factor, input, scans and memories. The help line names the nearest one.",
     ),
     "MP423": Code(
         "bad value of an option",
         "The option exists, but its value is not of the form it needs: bytes as 65536, 64KiB or 1.5MB, "
         "a positive number of seconds, the name of a solver, a factor of at least 1, an input that is "
-        "whole, rows or flash. A budget and minimise exclude each other; calibration data are for a "
-        "quantisation; --pareto writes no plan; memories have limits of their own.",
+        "whole, rows or flash, a whole number of scans. A budget and minimise exclude each other; "
+        "calibration data are for a quantisation, scans for rows that arrive; --pareto writes no plan; "
+        "memories have limits of their own.",
     ),
     "MP424": Code(
         "unknown picture format",

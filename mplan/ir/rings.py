@@ -31,6 +31,15 @@ class Capacity:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """An input that arrives by rows: how many they are, and in how many ``scans`` of the image, from
+    the first row to the last, they come: one for each strip of columns."""
+
+    rows: int
+    scans: int
+
+
 def position_bytes(type_: TensorType, size: tuple[int, int]) -> int:
     """The bytes at one row and column of a tensor with ``size`` rows and columns."""
     return prod(n for n in type_.shape if isinstance(n, int)) * type_.dtype.itemsize // prod(size)
@@ -91,9 +100,9 @@ def ring_needs(loop: Loop) -> tuple[Ring, ...]:
     return tuple(found)
 
 
-def row_inputs(graph: Graph) -> dict[str, int]:
-    """The operands of streams that have a ring, with their numbers of rows."""
-    found: dict[str, int] = {}
+def row_inputs(graph: Graph) -> dict[str, Arriving]:
+    """The operands of streams that have a ring, and how their rows are read."""
+    found: dict[str, Arriving] = {}
     for loop in (op.loop for op in graph.ops):
         if loop is None or loop.stream is None:
             continue
@@ -101,7 +110,8 @@ def row_inputs(graph: Graph) -> dict[str, int]:
         sizes = flow_of(loop).sizes
         for window, item in zip(loop.windows, loop.body.inputs, strict=True):
             if item.value.name in ringed:
-                found[window.operand] = sizes[item.value.name][0]
+                scans = sum(1 for _ in tiles(loop))
+                found[window.operand] = Arriving(sizes[item.value.name][0], scans)
     return found
 
 

@@ -20,15 +20,16 @@ from mplan.ir.storage import Layout, Lowered
 class Streamed:
     """What the pass ``stream`` made, and the proof that comes with it.
 
-    ``input`` says how the user's inputs arrive: ``whole``, ``rows`` or ``flash``. ``arena_bytes`` is
-    what the arena needs for this way, and if asked for others, within the same work (None: it cannot be
-    done). ``certificate`` bounds the live bytes within ``limit_macs``. With a ``budget`` (else 0)
-    ``macs`` are the fewest within so many bytes, and the plan does not carry the certificate: the
-    bytes are not what is least. ``layered_bytes`` live at most where the same graph
-    runs op by op.
+    ``input`` says how the user's inputs arrive: ``whole``, by ``rows`` (``scans`` times over) or from
+    ``flash``. ``arena_bytes`` is what the arena needs for this way, and if asked for others, within the
+    same work (None: it cannot be done). ``certificate`` bounds the live bytes within ``limit_macs``.
+    With a ``budget`` (else 0) ``macs`` are the fewest within so many bytes, and the plan does not carry
+    the certificate: the bytes are not what is least. ``layered_bytes`` live at most where the same
+    graph runs op by op.
     """
 
     input: str
+    scans: int
     streams: int
     macs: int
     mac_factor: float

@@ -73,12 +73,13 @@ def _in_order(ports: Sequence[Port]) -> list[dict[str, Any]]:
 
 def sent(samples: Sequence[Sample], expected: Sequence[Port]) -> bytes:
     """What the host sends for all samples. UserError MP426 for inputs that are not the network's."""
-    parts = []
+    parts: list[bytes] = []
     for sample in samples:
         if len(sample) != len(expected):
             raise UserError("MP426", f"{len(sample)} inputs given, the network has {len(expected)}")
         pairs = sorted(zip(sample, expected, strict=True), key=lambda pair: pair[1].rows)
-        parts += [_bytes(array, port) for array, port in pairs if not port.outside]
+        for array, port in pairs:
+            parts += [_bytes(array, port)] * (0 if port.outside else port.scans)
     return b"".join(parts)
 
 

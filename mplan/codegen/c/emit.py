@@ -59,9 +59,9 @@ class AreaView:
 class Port:
     """An input or output; ``offset_bytes`` None means that it does not lie in the arena.
 
-    One with ``rows`` arrives row by row, so many of them, and lies nowhere; one that is ``outside`` is
-    read where the caller has it, at the pointer of that name. One with a ``scale`` holds integers that
-    stand for ``scale * (integer - zero_point)``.
+    One with ``rows`` arrives row by row, all of them in each of its ``scans``, and lies nowhere; one
+    that is ``outside`` is read where the caller has it, at the pointer of that name. One with a
+    ``scale`` holds integers that stand for ``scale * (integer - zero_point)``.
     """
 
     index: int
@@ -75,6 +75,7 @@ class Port:
     pointer: str
     ctype: str
     rows: int = 0
+    scans: int = 1
     outside: str = ""
     scale: str = ""
     zero_point: int = 0
@@ -201,12 +202,17 @@ class _Writer:
                 if t.array.is_pointer or (kind == "input" and self._arrives(i))
                 else t.pointer,
                 ctype=t.ctype,
-                rows=self.rows.count if self.rows and kind == "input" and self._arrives(i) else 0,
                 outside=t.array.name if t.array.is_pointer else "",
+                **self._rows(kind, i),
                 **self._affine(f"{kind}{i}"),
             )
             for i, t in enumerate(tensors)
         )
+
+    def _rows(self, kind: str, index: int) -> dict[str, Any]:
+        if self.rows is None or kind != "input" or not self._arrives(index):
+            return {}
+        return {"rows": self.rows.count, "scans": self.rows.scans}
 
     def _affine(self, key: str) -> dict[str, Any]:
         found = self.affines.get(key)

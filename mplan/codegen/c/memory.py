@@ -14,7 +14,7 @@ from mplan.codegen.c.text import CTYPES, identifier, unique_names
 from mplan.diagnostics import UnsupportedError, UserError
 from mplan.ir.graph import Graph, Input, Op, Value
 from mplan.ir.plan import Placement, Plan
-from mplan.ir.rings import row_inputs
+from mplan.ir.rings import Arriving, row_inputs
 from mplan.ir.storage import Lowered, Storages
 from mplan.ir.types import DType, TensorType
 
@@ -214,9 +214,9 @@ def _starts(graph: Graph, found: Storages) -> dict[str, int]:
     return starts
 
 
-def arriving_rows(graph: Graph, lowered: Lowered) -> dict[str, int]:
-    """The inputs of ``graph`` that lie in no memory, with the number of rows in which they arrive."""
-    return {name: count for name, count in row_inputs(graph).items() if name not in lowered.buffer_of}
+def arriving_rows(graph: Graph, lowered: Lowered) -> dict[str, Arriving]:
+    """The inputs of ``graph`` that lie in no memory, and how their rows arrive."""
+    return {name: rows for name, rows in row_inputs(graph).items() if name not in lowered.buffer_of}
 
 
 def static_type(value: Value) -> TensorType:

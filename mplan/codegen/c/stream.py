@@ -65,13 +65,17 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class ArrivingRows:
-    """The input that arrives row by row: its number, element type and size, and its struct."""
+    """The input that arrives row by row: its number, element type and size, and its struct.
+
+    All ``count`` rows come once in each of the ``scans``.
+    """
 
     index: int
     ctype: str
     state: str
     count: int
     row_elements: int
+    scans: int
 
 
 def pushed_input(graph: Graph, memory: Memory) -> ArrivingRows | None:
@@ -79,9 +83,10 @@ def pushed_input(graph: Graph, memory: Memory) -> ArrivingRows | None:
     found = memory.arriving
     for index, item in enumerate(user_inputs(graph)):
         if item.value.name in found:
-            type_, count = static_type(item.value), found[item.value.name]
-            elements = type_.nbytes // type_.dtype.itemsize // count
-            return ArrivingRows(index, CTYPES[type_.dtype], _state(memory), count, elements)
+            type_, rows = static_type(item.value), found[item.value.name]
+            elements = type_.nbytes // type_.dtype.itemsize // rows.rows
+            ctype = CTYPES[type_.dtype]
+            return ArrivingRows(index, ctype, _state(memory), rows.rows, elements, rows.scans)
     return None
 
 
@@ -151,9 +156,9 @@ def stream(site: Site) -> Code:
     return _Stream(site, loop, site.memory).code()
 
 
-def _pushed_rows(memory: Memory, ctype: str) -> Function:
+def _pushed_rows(memory: Memory, ctype: str, scans: int) -> Function:
     """The state of an input that arrives by rows."""
-    return function(_state(memory), "pushed_rows", ctype=ctype)
+    return function(_state(memory), "pushed_rows", ctype=ctype, scans=scans)
 
 
 class _Stream:
@@ -398,13 +403,16 @@ class _Stream:
             whole = self.memory.tensor(self.operands[name], self.site.position)
             source = f"{whole.pointer} + (walk.row * {width} + {column}) * {elements}"
             return Code(tuple(call("memcpy", [self._target(name, column), source, size])))
-        state = _pushed_rows(self.memory, ctype)
+        state = _pushed_rows(self.memory, ctype, len(self.lines))
+        waits = f"walk.row >= {state.name}.end"
+        if len(self.lines) > 1:  # the last scan may have gone on where this strip needed no more of it
+            waits = f"tile > {state.name}.scan || {waits}"
         source = (
             f"{state.name}.data + ((walk.row - {state.name}.first) * {width} + {column}) * {elements}"
         )
         return Code(
             (
-                f"if (walk.row >= {state.name}.end) {{",
+                f"if ({waits}) {{",
                 f"    stream_again(&{self.name}_stream, progress + walk.stage, &walk);",
                 "    return 1;",
                 "}",

@@ -17,6 +17,7 @@ from typing import ClassVar, NoReturn
 from mplan.diagnostics import InfeasibleError, UserError
 from mplan.ir.graph import Graph
 from mplan.ir.plan import Certificate
+from mplan.ir.rings import row_inputs
 from mplan.ir.storage import problem_of
 from mplan.passes.base import Context, Pass, Streamed
 from mplan.passes.inplace import Inplace
@@ -38,7 +39,8 @@ class StreamRows(Pass):
     and of the cuts with so few the one is taken that is the quickest to walk: by rows rather than
     pixels. ``rows``, ``pixels`` and ``strips`` (the most strips of columns) say what may be chosen. The
     user's input arrives row by row and lies in no memory but a ring (``input=rows``), lies in the arena
-    (``whole``), or outside of it (``flash``); by default it is where the layout has it. ``compare``
+    (``whole``), or outside of it (``flash``); by default it is where the layout has it. Rows may arrive
+    up to ``scans`` times over, once for each strip of columns. ``compare``
     also finds what the other two ways would need. ``when=emitted`` leaves graphs alone for which no
     code would be generated, ``needed`` also those that fit as they are. Runs before ``inplace``.
     """
@@ -50,6 +52,7 @@ class StreamRows(Pass):
     rows: bool = True
     pixels: bool = True
     strips: int = 64
+    scans: int = 1
     input: str = ""
     when: str = "always"
     compare: bool = False
@@ -79,6 +82,7 @@ class StreamRows(Pass):
         )
         ctx.streamed = Streamed(
             space.arrival,
+            max((rows.scans for rows in row_inputs(built.graph).values()), default=1),
             built.schedule.streams,
             built.schedule.macs,
             space.factor(built.schedule.macs),
@@ -117,7 +121,7 @@ class StreamRows(Pass):
     def _space(self, graph: Graph, arrival: Arrival, ctx: Context) -> Space | None:
         """The streams of ops for which code is generated, in the order of least bytes; if it is not for
         all that multiply, those of all ops, or None where streams without code are not wanted."""
-        limits = Limits(self.rows, self.pixels, self.strips)
+        limits = Limits(self.rows, self.pixels, self.strips, self.scans)
         free = Space(graph, arrival, limits, ctx.layout)
         if not free.has_streams:
             return free

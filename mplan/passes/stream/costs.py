@@ -39,11 +39,15 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be chosen: streams by row, by pixel, and up to so many strips of columns."""
+    """What may be chosen: streams by row, by pixel, and up to so many strips of columns.
+
+    Rows that arrive do so in up to so many ``scans`` of the image, each of which makes a strip.
+    """
 
     rows: bool = True
     pixels: bool = True
     strips: int = 64
+    scans: int = 1
 
 
 def options(chain: Chain, limits: Limits) -> dict[tuple[int, int], list[Option]]:
@@ -170,7 +174,9 @@ class _Ending:
             return outside + rings[way] + sum(self._load(name, way) for name in loads)
 
         for way in (way for way in rings if not way.up):
-            if way.width and (loads or made != [self.out]):
+            if way.width and made != [self.out]:
+                continue
+            if loads and self._strips(way) > self.limits.scans:
                 continue
             apart, macs = bytes_of(way), int(work[way.width])
             best, replaced = apart, ""
@@ -187,9 +193,11 @@ class _Ending:
             rows, columns = self.flow.sizes[name]
             if way.width:
                 columns = self.strips[way.width][1].get(name, 0)
-            strips = -(-self.nodes[-1].grid[1] // way.width) if way.width else 1
-            count += rows * (columns if way.unit == "pixel" else strips)
+            count += rows * (columns if way.unit == "pixel" else self._strips(way))
         return count
+
+    def _strips(self, way: Choice) -> int:
+        return -(-self.nodes[-1].grid[1] // way.width) if way.width else 1
 
     def _share(self, node: Node, width: int) -> Fraction:
         """How often the node computes its result, in strips of ``width``."""

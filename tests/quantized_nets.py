@@ -83,6 +83,43 @@ class QuantizedNet:
         kind = "mplan.qdepthwise_conv2d" if depthwise else "mplan.qconv2d"
         return self.op(kind, (1, *sizes, channels), *args)
 
+    def transposed(
+        self,
+        x: str,
+        channels: int,
+        kernel: tuple[int, int] = (2, 2),
+        stride: tuple[int, int] = (2, 2),
+        padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ) -> str:
+        """A transposed convolution; as many groups as channels make it depthwise."""
+        _, h, w, c = self.shapes[x]
+        depthwise = groups == c and channels % c == 0
+        w_shape = (1, *kernel, channels) if depthwise else (channels, *kernel, c // groups)
+        sizes = [
+            (n - 1) * stride[d] + (kernel[d] - 1) * dilation[d] + 1 - sum(padding[2 * d : 2 * d + 2])
+            for d, n in enumerate((h, w))
+        ]
+        factors = self.integers(ONE, 2 * ONE - 1, channels).to(torch.int32)
+        reads = max(kernel[0] * kernel[1] // (stride[0] * stride[1]), 1) * w_shape[3]
+        shift = -5 - (reads.bit_length() + 1) // 2
+        args = (
+            f"input=%{x}",
+            f"weight={self.constant('w', self.integers(-127, 128, *w_shape).to(torch.int8))}",
+            f"bias={self.constant('b', self.integers(-2000, 2000, channels).to(torch.int32))}",
+            f"multiplier={self.constant('m', factors)}",
+            f"shift={self.constant('s', torch.full((channels,), shift, dtype=torch.int8))}",
+            f"stride={list(stride)}",
+            f"padding={list(padding)}",
+            f"dilation={list(dilation)}",
+            f"input_zero_point={self.number(-20, 20)}",
+            f"output_zero_point={self.number(-20, 20)}",
+            f"clamp_min={self.number(-128, -90)}",
+        )
+        kind = "mplan.qdepthwise_conv_transpose2d" if depthwise else "mplan.qconv_transpose2d"
+        return self.op(kind, (1, *sizes, channels), *args)
+
     def pool(self, x: str, kind: str, size: int, stride: int, padding: int = 0) -> str:
         """A ``max`` or ``avg`` pool."""
         _, h, w, c = self.shapes[x]

@@ -70,6 +70,36 @@ class Layers(QuantizedNet):
         name = "mplan.qdepthwise_conv2d" if kind == "wide" else "mplan.qconv2d"
         return self.op(name, (1, *sizes, out), *args, *clamp)
 
+    def enlarged(
+        self,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int, int, int],
+        dilation: tuple[int, int],
+        channels: int,
+        kind: str,
+        shifts: tuple[int, ...],
+        full: bool,
+        bias: int,
+    ) -> str:
+        """A transposed convolution, with a row and a column more at the end than the kernel reaches."""
+        c = self.channels
+        whole = [
+            (n - 1) * stride[d] + (kernel[d] - 1) * dilation[d] + 2
+            for d, n in enumerate((self.height, self.width))
+        ]
+        fits = all(sum(padding[2 * d : 2 * d + 2]) < n for d, n in enumerate(whole))
+        top, bottom, left, right = padding if fits else (0, 0, 0, 0)
+        sizes = (whole[0] - top - bottom, whole[1] - left - right)
+        place = [f"stride={list(stride)}", f"padding=[{top}, {bottom - 1}, {left}, {right - 1}]"]
+        limits = f"clamp_min={self.number(-128, 0)}", f"clamp_max={self.number(1, 127)}"
+        out = channels if kind == "deep" else channels * c if channels * c <= 80 else c
+        shape = (1, *kernel, out) if kind == "wide" else (out, *kernel, c)
+        args = [*self._operands(shape, out, shifts, bias), *place, f"dilation={list(dilation)}"]
+        args += [*self._zeros(), *(() if full else limits)]
+        name = f"mplan.q{'depthwise_' if kind == 'wide' else ''}conv_transpose2d"
+        return self.op(name, (1, *sizes, out), *args)
+
     def _zeros(self) -> list[str]:
         numbers = {"input": self.number(-128, 128), "output": self.number(-99, 99)}
         return [f"{name}_zero_point={number}" for name, number in numbers.items()]
@@ -114,6 +144,11 @@ class Layers(QuantizedNet):
 
 
 SMALL = st.integers(1, 3)
+FACTORS = {
+    "shifts": st.sampled_from(SHIFTS),
+    "full": st.booleans(),
+    "bias": st.sampled_from([3000, 0, 500, 2**30]),
+}
 WINDOW = st.fixed_dictionaries(
     {
         "kernel": st.tuples(st.integers(1, 7), st.integers(1, 7)) | st.just((1, 1)),
@@ -122,9 +157,18 @@ WINDOW = st.fixed_dictionaries(
         "dilation": st.tuples(SMALL, SMALL),
         "channels": st.integers(1, 40) | st.sampled_from([8, 12, 16, 32]),
         "kind": st.sampled_from(["deep", "deep", "wide", "wide", "max", "avg"]),
-        "shifts": st.sampled_from(SHIFTS),
-        "full": st.booleans(),
-        "bias": st.sampled_from([3000, 0, 500, 2**30]),
+        **FACTORS,
+    }
+)
+ENLARGED = st.fixed_dictionaries(
+    {
+        "kernel": st.tuples(st.integers(1, 5), st.integers(1, 5)),
+        "stride": st.tuples(SMALL, SMALL),
+        "padding": st.tuples(*[st.integers(0, 3)] * 4),
+        "dilation": st.tuples(SMALL, SMALL) | st.just((1, 1)),
+        "channels": st.integers(1, 20) | st.sampled_from([8, 16]),
+        "kind": st.sampled_from(["deep", "wide"]),
+        **FACTORS,
     }
 )
 NET = st.fixed_dictionaries(
@@ -133,6 +177,7 @@ NET = st.fixed_dictionaries(
             st.integers(1, 9), st.integers(1, 33), st.integers(1, 40) | st.sampled_from([8, 16, 24])
         ),
         "windows": st.lists(WINDOW, min_size=6, max_size=6),
+        "enlarged": st.lists(ENLARGED, min_size=3, max_size=3),
         "sums": st.tuples(*[st.sampled_from([0, -1, -6])] * 2, st.integers(-20, -15)),
         "seed": st.integers(0, 999),
         "passes": st.sampled_from((*PASSES[:2] * 2, *PASSES)),
@@ -148,6 +193,7 @@ def case(drawn: dict[str, Any]) -> Case:
     """The C files of a drawn network, an image, and what the reference makes of it."""
     net = Layers(*drawn["size"], seed=drawn["seed"])
     outputs = [net.window(**window) for window in drawn["windows"]]
+    outputs += [net.enlarged(**window) for window in drawn["enlarged"]]
     first = drawn["windows"][0]
     outputs.append(net.linear(first["channels"], first["shifts"], first["bias"]))
     outputs += net.sums(drawn["sums"])

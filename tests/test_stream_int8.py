@@ -114,6 +114,16 @@ def autoencoder(net: Net) -> Graph:
     return net.graph(net.conv(net.resize(x, 2), 2, (3, 3), padding=SAME))
 
 
+def decoder(net: Net) -> Graph:
+    """A U-Net: transposed convolutions up, a skip connection, channels by themselves at last."""
+    a = net.conv("x", 8, (3, 3), (2, 2), SAME)
+    b = net.conv(a, 12, (3, 3), (2, 2), SAME)
+    up = net.transposed(b, 8, (2, 2))
+    x = net.conv(net.cat(up, a), 8, (3, 3), padding=SAME)
+    x = net.transposed(x, 6, (3, 3), padding=(1, 0, 1, 0))
+    return net.graph(net.transposed(x, 6, (4, 5), (3, 2), (1, 1, 2, 1), groups=6))
+
+
 def branches(net: Net) -> Graph:
     """Branches of pools, padding and convolutions, joined by their channels."""
     a = net.conv("x", 6, (3, 3), padding=SAME)
@@ -154,6 +164,7 @@ NETS: dict[str, tuple[Callable[[Net], Graph], tuple[int, int, int]]] = {
     "detector": (detector, (16, 24, 3)),
     "keywords": (keywords, (25, 10, 1)),
     "autoencoder": (autoencoder, (20, 12, 2)),
+    "decoder": (decoder, (12, 16, 2)),
     "branches": (branches, (12, 10, 3)),
     "segmenter": (segmenter, (14, 18, 3)),
     "excited": (excited, (14, 12, 3)),

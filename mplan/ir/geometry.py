@@ -162,6 +162,12 @@ def _taps(stride: int, padding: int, dilation: int, kernel: int) -> Reach:
     return Reach(stride, -padding, (kernel - 1) * dilation - padding)
 
 
+def enlarging(kernel: int, stride: int, padding: int, dilation: int) -> Reach:
+    """What a transposed convolution reads in one dimension: at least one pixel."""
+    extent = (kernel - 1) * dilation + 1
+    return Reach(1, padding - max(extent, stride) + stride, padding, stride)
+
+
 def _convolution(op: Op, types: Types) -> Spatial | None:
     if not _image(types, op.arg("input")) or isinstance(op.arg("padding"), str):
         return None
@@ -169,9 +175,8 @@ def _convolution(op: Op, types: Types) -> Spatial | None:
     stride, padding = _pair(op.arg("stride"), 1), _pair(op.arg("padding"), 0)
     dilation = _pair(op.arg("dilation"), 1)
     if op.arg("transposed") is True:
-        extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
         rows, cols = (
-            Reach(1, p - max(e, s) + s, p, s) for p, e, s in zip(padding, extents, stride, strict=True)
+            enlarging(*sizes) for sizes in zip(kernel, stride, padding, dilation, strict=True)
         )
         run: Compute = partial(_run_transposed, op.kind, stride, padding)
     else:

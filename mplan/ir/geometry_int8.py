@@ -14,6 +14,7 @@ from mplan.ir.geometry import (
     Spatial,
     Tile,
     Types,
+    enlarging,
     plain,
     pointwise,
     shape_of,
@@ -22,6 +23,7 @@ from mplan.ir.geometry import (
 from mplan.ir.graph import Arg, Op, Ref
 from mplan.ir.ops import BoundArg
 from mplan.ir.quantized_reference import nearest_indices, requantized
+from mplan.ir.quantized_transposed import result_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +51,36 @@ def _window(op: Op, types: Types) -> Spatial | None:
         return Spatial(NHWC, (access,), partial(_average, op.kind, given.name, types, access.reach))
     run = partial(unpadded, op.kind, {"padding": (0, 0, 0, 0)})
     return Spatial(NHWC, (access,), run)
+
+
+def _transposed(op: Op, types: Types) -> Spatial | None:
+    """Transposed convolutions, in which pixels beside the image take part as in others."""
+    given = op.arg("input")
+    assert isinstance(given, Ref)
+    kernel = shape_of(types, op.arg("weight"))[1:3]
+    stride, padding, dilation = (_integers(op.arg(n)) for n in ("stride", "padding", "dilation"))
+    rows, cols = (enlarging(kernel[d], stride[d], padding[2 * d], dilation[d]) for d in range(2))
+    value = op.arg("padding_value", op.arg("input_zero_point"))
+    fill = float(value) if isinstance(value, int) else 0.0
+    taps = (kernel, stride, padding, dilation)
+    return Spatial(NHWC, (Access(given.name, (rows, cols), fill),), partial(_enlarge, op.kind, taps))
+
+
+def _enlarge(
+    kind: str,
+    taps: tuple[tuple[int, ...], ...],
+    args: Mapping[str, BoundArg],
+    tile: Tile,
+    starts: Mapping[str, tuple[int, int]],
+) -> Tensor:
+    """The tile, as what the operand's tile yields lacks what lies around it."""
+    kernel, stride, padding, dilation = taps
+    cut: list[int] = []
+    for d, (first, end) in enumerate(tile):
+        before = first + padding[2 * d] - starts["input"][d] * stride[d]
+        whole = result_size(args["input"].shape[1 + d], kernel[d], stride[d], dilation[d], before, 0)
+        cut += [before, whole - (end - first)]
+    return plain(kind, {**args, "padding": tuple(cut)}, tile, starts)
 
 
 def _average(
@@ -138,6 +170,8 @@ def _pointwise(op: Op, types: Types) -> Spatial | None:
 RULES: dict[str, Rule] = {
     "mplan.qconv2d": _window,
     "mplan.qdepthwise_conv2d": _window,
+    "mplan.qconv_transpose2d": _transposed,
+    "mplan.qdepthwise_conv_transpose2d": _transposed,
     "mplan.qmax_pool2d": _window,
     "mplan.qavg_pool2d": _window,
     "mplan.qmean": _mean,

@@ -13,6 +13,11 @@ shifted left where the shift is positive, reaches 2**30 in absolute value. Its b
 then given, one per output channel, shifts are at least -30, no weight is -128 and the input's zero
 point is 0. It is ``below_half``, too, if all its shifts are negative.
 
+A transposed convolution has the weights of a convolution; its ``padding`` is what the result lacks at
+its sides, which below and on the right may be negative (torch's ``padding - output_padding``). Pixels
+beside the image read as ``padding_value`` as well. Its bias may be one per phase (``[stride_h,
+stride_w, O]``, see ``quantized_transposed``), in which an input zero point is folded.
+
 The weights of a depthwise convolution with as many outputs as channels, a multiple of 4, may lie in the
 ``weight_order`` "pairs" (see ``paired`` in ``quantized_reference``) rather than "plain".
 
@@ -23,7 +28,7 @@ say which of both they use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -31,9 +36,11 @@ from typing import Any
 from mplan.diagnostics import UserError
 from mplan.ir import quantized_norm
 from mplan.ir import quantized_reference as reference
+from mplan.ir import quantized_transposed as transposed
 from mplan.ir.fixed_point import ROUNDINGS
 from mplan.ir.graph import Op, Ref
-from mplan.ir.ops import BoundArg, OpDef, Param
+from mplan.ir.ops import BoundArg, OpDef, Param, bound_args
+from mplan.ir.quantized_transposed import phases, result_size
 from mplan.ir.types import DType, TensorType, Type
 
 #: Orders of a depthwise convolution's weights.
@@ -67,10 +74,11 @@ def _require(condition: bool, message: str) -> None:
         raise UserError("MP107", message)
 
 
-def _channel_factors(args: _Args, channels: int) -> None:
-    """Bias, multiplier and shift must fit ``channels`` outputs."""
+def _channel_factors(args: _Args, channels: int, biases: Sequence[tuple[int, ...]] = ()) -> None:
+    """Bias (of one of the shapes ``biases``), multiplier and shift must fit ``channels`` outputs."""
     if args.get("bias") is not None:
-        _require(_sizes(args, "bias", DType.I32) == (channels,), f"bias must have {channels} entries")
+        fits = _sizes(args, "bias", DType.I32) in (biases or ((channels,),))
+        _require(fits, f"bias must have {channels} entries")
     for name, dtype in (("multiplier", DType.I32), ("shift", DType.I8)):
         fits = _sizes(args, name, dtype) in ((1,), (channels,))
         _require(fits, f"{name} must have 1 or {channels} entries")
@@ -121,6 +129,40 @@ def _infer_depthwise(args: _Args) -> tuple[Type | None, ...]:
     _channel_factors(args, out)
     window = (kernel_h, kernel_w), args["stride"], args["padding"], args["dilation"]
     return _int8(n, *_spatial((height, width), *window), out)
+
+
+def _infer_transposed(args: _Args) -> tuple[Type | None, ...]:
+    n, height, width, channels = _image(args)
+    out, *kernel, depth = _image(args, "weight")
+    fits = depth > 0 and channels % depth == 0 and out % (channels // depth) == 0
+    _require(fits, f"{out} outputs of depth {depth} do not fit {channels} channels in groups")
+    return _int8(n, *_enlarged(args, (height, width), kernel, out), out)
+
+
+def _infer_depthwise_transposed(args: _Args) -> tuple[Type | None, ...]:
+    n, height, width, channels = _image(args)
+    one, *kernel, out = _image(args, "weight")
+    fits = one == 1 and channels > 0 and out % channels == 0
+    _require(fits, f"weights [{one}, …, {out}] do not fit {channels} channels")
+    return _int8(n, *_enlarged(args, (height, width), kernel, out), out)
+
+
+def _enlarged(
+    args: _Args, sizes: tuple[int, int], kernel: Sequence[int], channels: int
+) -> tuple[int, int]:
+    """Height and width of what a transposed convolution of ``channels`` outputs yields."""
+    stride, padding, dilation = (args[name] for name in ("stride", "padding", "dilation"))
+    counts = [len(t) for t in (stride, padding, dilation)]
+    _require(counts == [2, 4, 2], "stride and dilation have 2 entries, padding 4")
+    _require(min(*kernel, *stride, *dilation) > 0, "kernel, stride and dilation must be positive")
+    _require(min(padding[::2]) >= 0, "padding above and on the left must not be negative")
+    _channel_factors(args, channels, ((channels,), (*stride, channels)))
+    found = [
+        result_size(sizes[d], kernel[d], stride[d], dilation[d], *padding[2 * d : 2 * d + 2])
+        for d in range(2)
+    ]
+    _require(min(found) > 0, f"the padding {list(padding)} leaves no results")
+    return found[0], found[1]
 
 
 def _infer_linear(args: _Args) -> tuple[Type | None, ...]:
@@ -215,9 +257,11 @@ def _shape(op: Op, types: Mapping[str, Type], name: str) -> tuple[int, ...]:
 
 
 def _outputs(op: Op, types: Mapping[str, Type]) -> int:
-    type_ = types[op.result.name]
-    assert isinstance(type_, TensorType)
-    return type_.numel
+    return prod(_result(op, types))
+
+
+def _result(op: Op, types: Mapping[str, Type]) -> tuple[int, ...]:
+    return _sizes({"the result": types[op.result.name]}, "the result")
 
 
 def _conv_macs(op: Op, types: Mapping[str, Type]) -> int:
@@ -226,6 +270,19 @@ def _conv_macs(op: Op, types: Mapping[str, Type]) -> int:
 
 def _depthwise_macs(op: Op, types: Mapping[str, Type]) -> int:
     return _outputs(op, types) * prod(_shape(op, types, "weight")[1:3])
+
+
+def _transposed_macs(op: Op, types: Mapping[str, Type]) -> int:
+    """The products of all results, as a convolution counts them: those with padding, too."""
+    depthwise = op.kind == "mplan.qdepthwise_conv_transpose2d"
+    _, *kernel, last = _shape(op, types, "weight")
+    args = bound_args(op, types)
+    n, *sizes, channels = _result(op, types)
+    total = n * channels * (1 if depthwise else last)
+    for d, size in enumerate(sizes):
+        reads = [len(p.taps) for p in phases(kernel[d], args["stride"][d], args["dilation"][d])]
+        total *= sum(reads[(o + args["padding"][2 * d]) % len(reads)] for o in range(size))
+    return total
 
 
 def _last_macs(op: Op, types: Mapping[str, Type]) -> int:
@@ -303,6 +360,14 @@ ROWS: dict[str, OpDef] = {
     for row in (
         _row("qconv2d", _CONV, _infer_conv, _conv_macs),
         _row("qdepthwise_conv2d", (*_CONV, _ORDER), _infer_depthwise, _depthwise_macs),
+        _row("qconv_transpose2d", _CONV, _infer_transposed, _transposed_macs, module=transposed),
+        _row(
+            "qdepthwise_conv_transpose2d",
+            _CONV,
+            _infer_depthwise_transposed,
+            _transposed_macs,
+            module=transposed,
+        ),
         _row("qlinear", _LINEAR, _infer_linear, _last_macs),
         _row("qmatmul", _PRODUCT, _infer_matmul, _last_macs),
         _row("qadd", _SUM, _infer_binary, pointwise=True),

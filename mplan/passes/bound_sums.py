@@ -16,7 +16,8 @@ from mplan.passes.rewrite import NewConstants
 
 @dataclass(frozen=True, slots=True)
 class BoundSums(Pass):
-    """Mark layers as ``bounded`` whose constants prove it; bias and factors become one per channel.
+    """Mark layers as ``bounded`` whose constants prove it; bias and factors become one per channel (a
+    bias per phase stays one).
 
     The proof adds the absolute values of a channel's weights. Layers with an input zero point, without
     constant weights, with a weight of -128, or that round once stay as they are.
@@ -41,13 +42,14 @@ def _bounded(op: Op, constants: NewConstants) -> Op:
     known = all(t is not None for t in (weight, multiplier, shift)) and op.arg("rounding") != "single"
     if not known or (bias is None and op.arg("bias") is not None):
         return op
-    channels = weight.shape[3 if op.kind == "mplan.qdepthwise_conv2d" else 0]
+    channels = weight.shape[3 if "depthwise" in op.kind else 0]
     per_channel = {
         "bias": torch.zeros(channels, dtype=torch.int32) if bias is None else bias,
         "multiplier": multiplier.expand(channels).contiguous(),
         "shift": shift.expand(channels).contiguous(),
     }
-    per_channel = _without_idle(per_channel, largest_sums(op, weight, 0 * per_channel["bias"].long()))
+    spread = largest_sums(op, weight, 0 * per_channel["bias"].long()).reshape(-1, channels).amax(0)
+    per_channel = _without_idle(per_channel, spread)
     shifts = per_channel["shift"].long()
     sums = largest_sums(op, weight, per_channel["bias"].long()) << shifts.clamp(min=0)
     if int(sums.max()) >= BOUNDED_SUM or int(shifts.min()) < LEAST_SHIFT or int(weight.min()) == -128:

@@ -11,7 +11,14 @@ from mplan.codegen.c.tensors import Code, Tensor, each
 from mplan.ir.types import contiguous_strides
 
 
-@kernel("mplan.qconv2d", "mplan.qdepthwise_conv2d", "mplan.qmax_pool2d", "mplan.qavg_pool2d")
+@kernel(
+    "mplan.qconv2d",
+    "mplan.qdepthwise_conv2d",
+    "mplan.qconv_transpose2d",
+    "mplan.qdepthwise_conv_transpose2d",
+    "mplan.qmax_pool2d",
+    "mplan.qavg_pool2d",
+)
 def whole(site: Site) -> Code:
     """All rows of an op that reads one image, ``input``."""
     x, y = site.tensor("input"), site.result

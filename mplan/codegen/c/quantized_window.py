@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 
+from mplan.codegen.c.conv import Geometry
 from mplan.codegen.c.render import function
 from mplan.codegen.c.rows import Row, image_type, row_kernel
 from mplan.codegen.c.structs import invoke_with
 from mplan.codegen.c.table import Site
 from mplan.codegen.c.tensors import Code, Function, Tensor, argument
 from mplan.ir.columns import GATHERED, ROUND, filled
+from mplan.ir.quantized_transposed import phases
 
 #: Output channels that a kernel computes at a time: they share loads, addresses and loops.
 _LANES = 4
@@ -32,24 +34,33 @@ def store() -> Function:
     return function("store_q8")
 
 
-@row_kernel("mplan.qconv2d", "mplan.qdepthwise_conv2d")
+@row_kernel(
+    "mplan.qconv2d",
+    "mplan.qdepthwise_conv2d",
+    "mplan.qconv_transpose2d",
+    "mplan.qdepthwise_conv_transpose2d",
+)
 def convolution(row: Row) -> Code:
-    """Pixels of a row of a convolution."""
+    """Pixels of a row of a convolution, transposed or not."""
     site = row.site
     w, channels = site.tensor("weight"), site.tensor("input").shape[3]
-    depthwise = site.op.kind == "mplan.qdepthwise_conv2d"
+    depthwise, transposed = (word in site.op.kind for word in ("depthwise", "transpose"))
     stride, padding, dilation = (site.integers(n) for n in ("stride", "padding", "dilation"))
+    padded = transposed or any(padding)
     zero = site.integer("input_zero_point")
     value = site.optional_number("padding_value")
     pixel = _padding(zero if value is None else int(value), channels)
-    outside = (pixel,) if any(padding) else ()
+    outside = (pixel,) if padded else ()
     fields = {
         **_window(w.shape[1:3], stride, padding, dilation),
         "outside": outside[0].name if outside else 0,
     }
     depth = 1 if depthwise else w.shape[3]
     taps = w.shape[1] * w.shape[2]
-    form = _depthwise(site, taps) if depthwise else _deep(site, taps, depth, any(padding))
+    if transposed:
+        form = _transposed(site, depth)
+    else:
+        form = _depthwise(site, taps) if depthwise else _deep(site, taps, depth, padded)
     return Code((), outside) + _layer(row, form, depth, fields)
 
 
@@ -79,8 +90,7 @@ def _layer(row: Row, form: _Form, depth: int, fields: dict[str, int | str]) -> C
         **result_range(site, site.integer("output_zero_point")),
         "rounding": 1 + (2 * site.integer("output_zero_point") if is_full(site) else 0),
     }
-    depthwise = form.template == "qdepthwise_conv2d"
-    blocked = share == 1 and out_channels >= _LANES if depthwise else share >= _LANES
+    blocked = share == 1 and out_channels >= _LANES if form.depthwise else share >= _LANES
     kernel = _blocked(site, form) if blocked else _single(site, form)
     columns = row.columns()
     if columns is None:
@@ -93,7 +103,7 @@ class _Form:
     """A kernel before it is known how many channels it computes at a time and how it rounds.
 
     ``options`` are its template's; ``products`` sums four channels of plain products; ``needs`` find
-    its pixels.
+    its pixels. A ``depthwise`` one makes channels of single ones.
     """
 
     name: str
@@ -101,6 +111,7 @@ class _Form:
     options: Mapping[str, object]
     products: Function
     needs: tuple[Function, ...]
+    depthwise: bool = False
 
 
 def _depthwise(site: Site, taps: int) -> _Form:
@@ -110,7 +121,36 @@ def _depthwise(site: Site, taps: int) -> _Form:
     products = function(f"{template}_{taps}", template, (instructions(),), taps=taps)
     name = f"qdepthwise_conv2d_{taps}{'_pairs' if paired else '_even' if even else ''}"
     options = {"taps": taps, "even": even, "paired": paired}
-    return _Form(name, "qdepthwise_conv2d", options, products, (_taps(),))
+    return _Form(name, "qdepthwise_conv2d", options, products, (_taps(),), depthwise=True)
+
+
+def _transposed(site: Site, depth: int) -> _Form:
+    """Results by phase: those of one are a convolution with stride 1 (``quantized_transposed``)."""
+    kind, bias = site.op.kind.removeprefix("mplan."), site.maybe("bias")
+    depthwise, phased = "depthwise" in kind, bias is not None and bias.rank > 1
+    kernel = site.tensor("weight").shape[1:3]
+    (down, across), dilation = site.integers("stride"), site.integers("dilation")
+    rows, columns = phases(kernel[0], down, dilation[0]), phases(kernel[1], across, dilation[1])
+    shared = gcd(down, dilation[0]), gcd(across, dilation[1])
+    options = {
+        "kernel": kernel,
+        "stride": (down, across),
+        "rows": rows,
+        "columns": columns,
+        "most": max(len(r.taps) for r in rows) * max(len(c.taps) for c in columns),
+        "step": (down // shared[0], across // shared[1]),
+        "dilation": (dilation[0] // shared[0], dilation[1] // shared[1]),
+        "phased": phased,
+        "depthwise": depthwise,
+    }
+    tag = Geometry(kernel[0], kernel[1], down, across, 0, 0, dilation[0], dilation[1]).tag
+    name = f"{kind}_{tag}{'_phased' if phased else ''}"
+    needs = (_taps(), function("phase_t"))
+    if depthwise:
+        one = function("taps_4_1", "taps_4", (instructions(),), taps=1)
+        return _Form(name, kind, options, one, needs, depthwise)
+    even = bool(site.arg("bounded")) and depth % 8 == 0
+    return _Form(f"{name}_even" if even else name, kind, options, products(even), needs)
 
 
 def _deep(site: Site, taps: int, depth: int, padded: bool) -> _Form:
@@ -155,7 +195,7 @@ def _blocked(site: Site, form: _Form) -> Function:
 
 def _vectors(site: Site, form: _Form, ending: str) -> Function | None:
     """What vectors make at once of a bounded layer: 16 channels of a pixel, or two pixels."""
-    scaled, taps = scaled_4(site), form.options["taps"]
+    scaled, taps = scaled_4(site), form.options.get("taps")
     if form.template == "qdepthwise_conv2d" and not form.options["paired"]:
         view = {"taps": taps, "full": "_full" in ending, "scaled": scaled.name}
         return function(f"channels_16_{taps}{ending}", "channels_16", (_conv_t(), scaled), **view)

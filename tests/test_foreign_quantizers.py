@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from mplan.diagnostics import UnsupportedError
 from tests.cli_runner import run_cli
 from tests.qdq_nets import Calls, floats_in, lowered, outputs_of, steps_between
 
-LAYERS = ("aten.conv2d.default", "aten.linear.default")
+#: Layers, with the dimension of their weights that counts outputs.
+LAYERS = {"aten.conv2d.default": 0, "aten.conv_transpose2d.input": 1, "aten.linear.default": 0}
 
 
 class EachOp(Quantizer):
@@ -66,7 +68,8 @@ class EachOp(Quantizer):
                 specs: dict[Any, Any] = dict.fromkeys(node.all_input_nodes, self.activation)
                 if str(node.target) in LAYERS:
                     x, weight, *bias = node.all_input_nodes
-                    specs = {x: self.activation, weight: self.weight}
+                    axis = LAYERS[str(node.target)] if self.weight.ch_axis is not None else None
+                    specs = {x: self.activation, weight: replace(self.weight, ch_axis=axis)}
                     specs |= {b: self._bias(x, weight, node) for b in bias if self.biases}
                 node.meta["quantization_annotation"] = QuantizationAnnotation(
                     input_qspec_map=specs, output_qspec=self.activation, _annotated=True
@@ -93,18 +96,20 @@ class EachOp(Quantizer):
 
 
 class Net(nn.Module):
-    """A convolution whose clamp stands by itself, pools, a residual connection and a linear layer."""
+    """A convolution whose clamp stands by itself, pools, a residual connection, a transposed
+    convolution and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.up = nn.ConvTranspose2d(8, 8, 3, 2, 1)
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.max_pool2d(F.relu6(self.stem(x)), 2)
         x = x + F.hardswish(self.depthwise(x))
-        return self.head(x.mean((2, 3)))
+        return self.head(F.relu(self.up(x)).mean((2, 3)))
 
 
 def exported(
@@ -209,7 +214,6 @@ def test_a_saved_program_is_planned_and_compiled(tmp_path: Path) -> None:
 IMAGE = (1, 3, 8, 8)
 #: What stays float: the network, the shapes of its inputs, and what the note says.
 STAYS: dict[str, tuple[Any, ...]] = {
-    "transposed": (nn.ConvTranspose2d(3, 4, 3), IMAGE, "transposed convolutions"),
     "three_dimensions": (nn.Conv3d(3, 4, 3), (1, 3, 4, 4, 4), "one or two dimensions"),
     "factor": (Calls(lambda x, y: torch.sub(x, y, alpha=2)), IMAGE, IMAGE, "has a factor"),
     "dilated_pool": (nn.MaxPool2d(2, dilation=2), IMAGE, "dilation or partial"),

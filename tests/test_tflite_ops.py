@@ -116,6 +116,54 @@ def test_depthwise_convolutions(window, channels, times, seed, zx, zy, per_chann
 
 
 @MANY
+@given(
+    windows(),
+    SMALL,
+    st.integers(1, 12),
+    st.integers(0, 2),
+    SEED,
+    ZERO,
+    ZERO,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([0, 1, 3]),
+)
+def test_transposed_convolutions(
+    window, channels, out, more, seed, zx, zy, per_channel, biased, activation
+):
+    """SAME as the converter makes it; VALID with rows and columns that are added at the end."""
+    draw, scales = numbers(seed), conv_scales(seed, out, per_channel)
+    height, width = window["height"] % 9 + 1, window["width"] % 9 + 1
+    kernel, step = (
+        tuple(window[f"{name}{axis}"] for axis in axes)
+        for name, axes in (("kernel_", "hw"), ("stride", "HW"))
+    )
+    valid = (
+        (n - 1) * s + k + min(more, s - 1)
+        for n, k, s in zip((height, width), kernel, step, strict=True)
+    )
+    size = (height * step[0], width * step[1]) if window["padding"] == 0 else tuple(valid)
+    b = Builder()
+    x = b.input((2, height, width, channels), scale=0.05, zero_point=zx)
+    w = b.const(draw(out, *kernel, channels, low=-127), "int8", scale=scales)
+    shape = b.const([2, *size, out])
+    bias = [b.const(draw(out).astype(int) * 9, scale=[0.05 * s for s in scales])] if biased else []
+    y = b.tensor((2, *size, out), scale=0.06, zero_point=zy)
+    b.op(
+        "TRANSPOSE_CONV",
+        [shape, w, x, *bias],
+        [y],
+        "TransposeConvOptions",
+        4,
+        strideH=step[0],
+        strideW=step[1],
+        padding=window["padding"],
+        fusedActivationFunction=activation,
+    )
+    assert agreement(b.finish(y), [draw(2, height, width, channels)])
+
+
+@MANY
 @given(SMALL, st.integers(1, 200), st.integers(1, 40), SEED, ZERO, ZERO, st.booleans(), SCALE)
 def test_fully_connected(rows, depth, out, seed, zx, zy, biased, scale):
     draw = numbers(seed)
@@ -420,6 +468,16 @@ def test_factors_of_convolutions_have_the_precision_of_tflite():
     y = b.tensor((1, 256, 1, 1), scale=3.069155693054199)
     bias = b.const([0], scale=0.5759161710739136 * 0.6869634389877319)
     b.op("CONV_2D", [x, w, bias], [y], "Conv2DOptions", 3, strideH=1, strideW=1)
+    assert agreement(b.finish(y), [ALL.reshape(1, 256, 1, 1)])
+
+
+def test_factors_of_transposed_convolutions_have_the_precision_of_tflite():
+    b = Builder()
+    x = b.input((1, 256, 1, 1), scale=0.5759161710739136)
+    w = b.const(np.full((1, 1, 1, 1), 32), "int8", scale=0.6869634389877319)
+    y = b.tensor((1, 256, 1, 1), scale=3.069155693054199)
+    given = [b.const([1, 256, 1, 1]), w, x]
+    b.op("TRANSPOSE_CONV", given, [y], "TransposeConvOptions", 3, strideH=1, strideW=1)
     assert agreement(b.finish(y), [ALL.reshape(1, 256, 1, 1)])
 
 

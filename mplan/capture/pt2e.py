@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -100,9 +101,20 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         op = getattr(aten, name).default
         if op in core:
             table[op] = core[op]
+    for op in (aten.conv_transpose1d.default, aten.conv_transpose2d.input):
+        table[op] = partial(_transposed, table[op])
     table[aten.scaled_dot_product_attention.default] = _attention
     lowered: ExportedProgram = program.run_decompositions(table)
     return lowered
+
+
+def _transposed(decomposed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A transposed convolution stays whole, so that a batch norm folds into it.
+
+    Those in groups are ``decomposed``: torchao would scale the wrong dimension of their weights.
+    """
+    groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+    return NotImplemented if groups == 1 else decomposed(*args, **kwargs)
 
 
 def _attention(

@@ -7,7 +7,7 @@ covers what is left behind the clamp. What only moves numbers shares the scale o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mplan.passes.lower_quantized.tables import UNTAGGED
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _WEIGHTED = {
     "aten.conv1d.default",
     "aten.conv2d.default",
+    "aten.conv_transpose1d.default",
+    "aten.conv_transpose2d.input",
     "aten.convolution.default",
     "aten.linear.default",
 }
@@ -138,9 +140,9 @@ class _Walk:
             self._share(node, operands)
         elif kind == "<built-in function getitem>":
             self._share_part(node)
-        elif kind in _WEIGHTED and not _is_transposed(node):
+        elif kind in _WEIGHTED:
             x, w = operands[:2]
-            self._mark(node, {x: self.activation, w: self.weight})
+            self._mark(node, {x: self.activation, w: replace(self.weight, ch_axis=_axis(node, x, w))})
         elif kind in _BINARY and len(operands) == 2:
             self._mark(node, dict.fromkeys(operands, self.activation))
         elif kind in _UNARY or kind in _FIXED or _is_global_pool(node) or _is_function(node, operands):
@@ -285,9 +287,14 @@ def _follower(node: Node) -> Node | None:
     return reader if kind in _FACTORS and reader.args[0] is node and positive else None
 
 
-def _is_transposed(node: Node) -> bool:
-    """Whether ``node`` is a transposed convolution, whose weights have their outputs elsewhere."""
-    return str(node.target) == "aten.convolution.default" and bool(node.args[6])
+def _axis(node: Node, x: Node, w: Node) -> int:
+    """The dimension of the weights of ``node`` that counts its output channels (of a group)."""
+    kind = str(node.target)
+    if "conv_transpose" not in kind and not (kind == "aten.convolution.default" and node.args[6]):
+        return 0
+    channels, each = (n.meta["val"].shape[1] for n in (x, w))
+    depthwise = node.meta["val"].shape[1] == channels * each
+    return 0 if depthwise and channels > 1 else 1
 
 
 def _is_global_pool(node: Node) -> bool:

@@ -77,7 +77,8 @@ class Reader:
         )
 
     def _convert(self, op: TfOp) -> None:
-        from mplan.capture.tflite.rules import RULES
+        from mplan.capture.tflite import rules  # noqa: F401
+        from mplan.capture.tflite.table import RULES
 
         try:
             rule = RULES.get(op.name)

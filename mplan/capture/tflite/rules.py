@@ -1,7 +1,4 @@
-"""One rule per TFLite operator: which ops of the IR it becomes.
-
-A rule gets the reader and the operator; it emits ops, the last of which yields the operator's output.
-"""
+"""Rules of TFLite's operators that compute."""
 
 from __future__ import annotations
 
@@ -12,35 +9,14 @@ from typing import Any, TypeAlias
 
 from mplan.capture.tflite import quantization as q
 from mplan.capture.tflite.model import TfOp, TfTensor, enum_names
-from mplan.capture.tflite.reader import Reader, Unreadable, activation_of, constant_of, integers
+from mplan.capture.tflite.moves import view
+from mplan.capture.tflite.reader import Reader, Unreadable, activation_of, integers
+from mplan.capture.tflite.table import RULES, operand, rule
 from mplan.ir import affine
 from mplan.ir.fixed_point import quantize_multiplier
 from mplan.ir.graph import Arg, Ref
 from mplan.ir.quantized_reference import ADD_LEFT_SHIFT
-
-Rule: TypeAlias = Callable[[Reader, TfOp], None]
-
-#: Builtin operator → the function that reads it.
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enter the decorated function into ``RULES`` for each of ``names``."""
-
-    def enter(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return enter
-
-
-def operand(op: TfOp, index: int) -> TfTensor:
-    """An input that must be there."""
-    found = op.inputs[index] if index < len(op.inputs) else None
-    if found is None:
-        raise Unreadable(f"its input {index} is absent")
-    return found
-
+from mplan.ir.quantized_transposed import result_size
 
 # --- contractions ------------------------------------------------------------------------------
 
@@ -55,10 +31,36 @@ def _convolution(reader: Reader, op: TfOp) -> None:
         "mplan.qdepthwise_conv2d" if depthwise else "mplan.qconv2d",
         {
             "input": reader.ref(x),
-            **_weights(reader, op, axis=3 if depthwise else 0),
+            **_weights(reader, op, x, axis=3 if depthwise else 0),
             "stride": stride,
-            "padding": _padding(options.Padding(), x, w.shape[1:3], stride, dilation),
+            "padding": _padding(options.Padding(), x.shape[1:3], w.shape[1:3], stride, dilation),
             "dilation": dilation,
+            **_zero_points(reader, x, y),
+            **q.clamp_range(activation_of(op), reader.affine(y)),
+        },
+        y,
+    )
+
+
+@rule("TRANSPOSE_CONV")
+def _transposed_convolution(reader: Reader, op: TfOp) -> None:
+    """Padding is that of the convolution which would make the input of the result."""
+    x, w, (y,), options = operand(op, 2), operand(op, 1), op.outputs, op.options
+    stride = options.StrideH(), options.StrideW()
+    sizes, kernel = y.shape[1:3], w.shape[1:3]
+    top, _, left, _ = _padding(options.Padding(), sizes, kernel, stride, (1, 1))
+    below, right = (
+        result_size(x.shape[1 + d], kernel[d], stride[d], 1, before, sizes[d])
+        for d, before in enumerate((top, left))
+    )
+    reader.emit(
+        "mplan.qconv_transpose2d",
+        {
+            "input": reader.ref(x),
+            **_weights(reader, op, x, axis=0, bias=3),
+            "stride": stride,
+            "padding": (top, below, left, right),
+            "dilation": (1, 1),
             **_zero_points(reader, x, y),
             **q.clamp_range(activation_of(op), reader.affine(y)),
         },
@@ -73,12 +75,12 @@ def _fully_connected(reader: Reader, op: TfOp) -> None:
         raise Unreadable("its weights are shuffled")
     rows = reader.ref(x)
     if x.shape[:-1] != y.shape[:-1]:
-        rows = _view(reader, x, (prod(x.shape) // w.shape[1], w.shape[1]), y)
+        rows = view(reader, x, (prod(x.shape) // w.shape[1], w.shape[1]), y)
     reader.emit(
         "mplan.qlinear",
         {
             "input": rows,
-            **_weights(reader, op, axis=0),
+            **_weights(reader, op, x, axis=0),
             **_zero_points(reader, x, y),
             **q.clamp_range(activation_of(op), reader.affine(y)),
             "rounding": reader.linear_rounding,
@@ -125,36 +127,40 @@ def _zero_points(reader: Reader, x: TfTensor, y: TfTensor) -> dict[str, Arg]:
     }
 
 
-def _weights(reader: Reader, op: TfOp, axis: int) -> dict[str, Arg]:
-    """Weight, bias and the factors per output channel."""
-    x, w, (y,) = operand(op, 0), operand(op, 1), op.outputs
-    bias = op.inputs[2] if len(op.inputs) > 2 else None
+def _weights(reader: Reader, op: TfOp, x: TfTensor, axis: int, bias: int = 2) -> dict[str, Arg]:
+    """Weight, bias (input number ``bias``) and the factors per output channel for the image ``x``."""
+    w, (y,) = operand(op, 1), op.outputs
+    given = op.inputs[bias] if len(op.inputs) > bias else None
     if w.dtype != "int8" or w.data is None:
         raise Unreadable(f"the weights {w.name!r} are no int8 constant")
     if any(w.zero_points) or not w.scales:
         raise Unreadable(f"the weights {w.name!r} are not symmetric")
     if len(w.scales) > 1 and w.axis != axis:
         raise Unreadable(f"the weights {w.name!r} are scaled along dimension {w.axis}, not {axis}")
-    if bias is not None and (bias.dtype != "int32" or bias.data is None):
-        raise Unreadable(f"the bias {bias.name!r} is no int32 constant")
+    if given is not None and (given.dtype != "int32" or given.data is None):
+        raise Unreadable(f"the bias {given.name!r} is no int32 constant")
     source, out = reader.affine(x), reader.affine(y)
     factors = [quantize_multiplier(source.scale * s / out.scale) for s in w.scales]
     return {
         "weight": reader.ref(w),
-        "bias": reader.ref(bias) if bias else None,
+        "bias": reader.ref(given) if given else None,
         "multiplier": reader.constant(f"{y.name}_multiplier", [m for m, _ in factors], "int32"),
         "shift": reader.constant(f"{y.name}_shift", [s for _, s in factors], "int8"),
     }
 
 
 def _padding(
-    kind: int, x: TfTensor, kernel: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int]
+    kind: int,
+    sizes: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
 ) -> tuple[int, int, int, int]:
     """(top, bottom, left, right); SAME gives ``ceil(size / stride)`` outputs, odd pixels at the end."""
     if enum_names("Padding")[kind] != "SAME":
         return 0, 0, 0, 0
     found = []
-    for size, taps, step, spread in zip(x.shape[1:3], kernel, stride, dilation, strict=True):
+    for size, taps, step, spread in zip(sizes, kernel, stride, dilation, strict=True):
         reach = (-(-size // step) - 1) * step + (taps - 1) * spread + 1
         found.append(max(reach - size, 0))
     return found[0] // 2, found[0] - found[0] // 2, found[1] // 2, found[1] - found[1] // 2
@@ -298,7 +304,7 @@ def _pool(reader: Reader, op: TfOp) -> None:
             "input": reader.ref(x),
             "kernel_size": kernel,
             "stride": stride,
-            "padding": _padding(options.Padding(), x, kernel, stride, (1, 1)),
+            "padding": _padding(options.Padding(), x.shape[1:3], kernel, stride, (1, 1)),
             **q.clamp_range(activation_of(op), reader.same_affine(x, y)),
         },
         y,
@@ -334,145 +340,3 @@ def _softmax(reader: Reader, op: TfOp) -> None:
     multiplier, shift, lowest = affine.softmax_factors(op.options.Beta(), reader.affine(x).scale)
     factors: dict[str, Arg] = {"multiplier": multiplier, "shift": shift, "diff_min": lowest}
     reader.emit("mplan.qsoftmax", {"input": reader.ref(x), **factors}, y)
-
-
-# --- moves -------------------------------------------------------------------------------------
-
-
-@rule("RESIZE_NEAREST_NEIGHBOR")
-def _resize(reader: Reader, op: TfOp) -> None:
-    x, (y,) = operand(op, 0), op.outputs
-    reader.same_affine(x, y)
-    reader.emit(
-        "mplan.resize_nearest2d",
-        {
-            "input": reader.ref(x),
-            "size": integers(operand(op, 1), "the size"),
-            "align_corners": bool(op.options.AlignCorners()),
-            "half_pixel_centers": bool(op.options.HalfPixelCenters()),
-        },
-        y,
-    )
-
-
-@rule("PAD", "PADV2")
-def _pad(reader: Reader, op: TfOp) -> None:
-    x, (y,) = operand(op, 0), op.outputs
-    fill = reader.same_affine(x, y).zero_point
-    if op.name == "PADV2":
-        fill = int(constant_of(operand(op, 2), "the value").reshape(-1)[0])
-    pairs = constant_of(operand(op, 1), "the padding").reshape(-1, 2)
-    pads = tuple(int(n) for pair in reversed(pairs) for n in pair)
-    args: dict[str, Arg] = {"self": reader.ref(x), "pad": pads, "value": fill}
-    reader.emit("aten.constant_pad_nd.default", args, y)
-
-
-@rule("CONCATENATION")
-def _concatenation(reader: Reader, op: TfOp) -> None:
-    parts, (y,) = [operand(op, i) for i in range(len(op.inputs))], op.outputs
-    reader.same_affine(y, *parts)
-    if activation_of(op) != "NONE":
-        raise Unreadable("a fused activation is not supported")
-    refs = tuple(reader.ref(t) for t in parts)
-    reader.emit("aten.cat.default", {"tensors": refs, "dim": op.options.Axis()}, y)
-
-
-@rule("PACK")
-def _pack(reader: Reader, op: TfOp) -> None:
-    parts, (y,) = [operand(op, i) for i in range(len(op.inputs))], op.outputs
-    axis = op.options.Axis() % len(y.shape)
-    shape = (*y.shape[:axis], 1, *y.shape[axis + 1 :])
-    refs = tuple(_view(reader, t, shape, y) for t in parts)
-    reader.emit("aten.cat.default", {"tensors": refs, "dim": axis}, y)
-
-
-@rule("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
-def _reshape(reader: Reader, op: TfOp) -> None:
-    (y,) = op.outputs
-    _view(reader, operand(op, 0), y.shape, y, final=True)
-
-
-def _view(
-    reader: Reader, tensor: TfTensor, shape: tuple[int, ...], target: TfTensor, final: bool = False
-) -> Ref:
-    """The elements of ``tensor``, which lie densely, in another shape."""
-    ref = reader.ref(tensor)
-    args: dict[str, Arg] = {"self": ref, "size": shape}
-    return reader.emit("aten.view.default", args, target, view_of=ref.name, final=final)
-
-
-@rule("TRANSPOSE")
-def _transpose(reader: Reader, op: TfOp) -> None:
-    ref, (y,) = reader.ref(operand(op, 0)), op.outputs
-    dims = integers(operand(op, 1), "the permutation")
-    args: dict[str, Arg] = {"self": ref, "dims": dims}
-    view = reader.emit("aten.permute.default", args, y, view_of=ref.name, final=False)
-    _dense(reader, view, y)
-
-
-def _dense(reader: Reader, view: Arg, target: TfTensor) -> None:
-    """A copy whose elements lie densely, as all TFLite tensors do."""
-    args: dict[str, Arg] = {"self": view, "memory_format": "contiguous_format"}
-    reader.emit("aten.clone.default", args, target)
-
-
-@rule("SLICE")
-def _slice(reader: Reader, op: TfOp) -> None:
-    x, (y,) = operand(op, 0), op.outputs
-    begin = integers(operand(op, 1), "the begin")
-    sizes = integers(operand(op, 2), "the size")
-    ends = (n if size < 0 else b + size for n, b, size in zip(x.shape, begin, sizes, strict=True))
-    _cut(reader, x, tuple((b, e, 1) for b, e in zip(begin, ends, strict=True)), y)
-
-
-@rule("STRIDED_SLICE")
-def _strided_slice(reader: Reader, op: TfOp) -> None:
-    x, (y,), options = operand(op, 0), op.outputs, op.options
-    if options.EllipsisMask() or options.NewAxisMask():
-        raise Unreadable("ellipses and new axes are not supported")
-    if options.Offset():
-        raise Unreadable("an end that counts from the begin is not supported")
-    lists = [integers(operand(op, i), "the range") for i in (1, 2, 3)]
-    cuts = []
-    for d, (begin, end, step) in enumerate(zip(*lists, strict=True)):
-        first, last, _ = slice(
-            None if options.BeginMask() >> d & 1 else begin,
-            None if options.EndMask() >> d & 1 else end,
-        ).indices(x.shape[d])
-        if step <= 0:
-            raise Unreadable("a step must be positive")
-        cuts.append((first, first + 1 if options.ShrinkAxisMask() >> d & 1 else last, step))
-    cuts += [(0, n, 1) for n in x.shape[len(cuts) :]]
-    _cut(reader, x, tuple(cuts), y)
-
-
-@rule("SPLIT")
-def _split(reader: Reader, op: TfOp) -> None:
-    x, parts = operand(op, 1), op.outputs
-    axis = integers(operand(op, 0), "the axis")[0] % len(x.shape)
-    size = x.shape[axis] // len(parts)
-    for i, part in enumerate(parts):
-        whole = [(0, n, 1) for n in x.shape]
-        whole[axis] = i * size, (i + 1) * size, 1
-        _cut(reader, x, tuple(whole), part)
-
-
-def _cut(reader: Reader, x: TfTensor, cuts: tuple[tuple[int, int, int], ...], target: TfTensor) -> None:
-    """``x[first:end:step, …]`` as a dense tensor of the target's shape."""
-    ref = reader.ref(x)
-    strides = [prod(x.shape[d + 1 :]) for d in range(len(x.shape))]
-    for d, (first, end, step) in enumerate(cuts):
-        if (first, end, step) == (0, x.shape[d], 1):
-            continue
-        args: dict[str, Arg] = {"self": ref, "dim": d, "start": first, "end": end, "step": step}
-        offset = first * strides[d]
-        kind = "aten.slice.Tensor"
-        ref = reader.emit(kind, args, target, view_of=ref.name, offset_bytes=offset, final=False)
-    shape = tuple(len(range(*cut)) for cut in cuts)
-    if shape == target.shape:
-        _dense(reader, ref, target)
-        return
-    args = {"self": ref, "memory_format": "contiguous_format"}
-    ref = reader.emit("aten.clone.default", args, target, final=False)
-    size: dict[str, Arg] = {"self": ref, "size": target.shape}
-    reader.emit("aten.view.default", size, target, view_of=ref.name)

@@ -20,35 +20,40 @@ if TYPE_CHECKING:
 BIAS_LIMIT = 1 << 30
 
 
-@rule("aten.convolution.default", "aten.conv2d.default", "aten.conv1d.default")
+@rule(
+    "aten.convolution.default",
+    "aten.conv2d.default",
+    "aten.conv1d.default",
+    "aten.conv_transpose2d.input",
+    "aten.conv_transpose1d.default",
+)
 def convolution(low: Lowering, op: Op, goal: Goal) -> Stored:
-    """A convolution of one or two dimensions with constant weights."""
-    if op.arg("transposed") is True:
-        raise Unlowered("transposed convolutions have no integer form")
+    """A convolution of one or two dimensions with constant weights, transposed or not."""
+    transposed = op.arg("transposed") is True or "conv_transpose" in op.kind
     x = low.operand(op, "input")
     rank = len(x.shape)
-    padding = op.arg("padding", 0)
+    padding, groups = op.arg("padding", 0), number(op, "groups", 1)
     if rank not in (3, 4) or isinstance(padding, str):
         raise Unlowered("convolutions of one or two dimensions alone have an integer form")
-    weight = _weight(low, op, "weight", 0)
+    weight = _turned(low, op, groups) if transposed else _weight(low, op, "weight", 0)
     stride, dilation = (_spatial(integers(op, n, rank - 2), 1) for n in ("stride", "dilation"))
     rows, columns = _spatial(integers(op, "padding", rank - 2), 0)
+    more = _spatial(integers(op, "output_padding", rank - 2), 0) if transposed else (0, 0)
     if rank == 3:
         x = low.reshaped(x, (*x.shape[:2], 1, x.shape[2]))
         weight = replace(weight, values=weight.values.unsqueeze(2))
     x = image(low, x)
-    groups, channels = number(op, "groups", 1), x.shape[1]
-    depthwise = groups == channels > 1
+    depthwise = groups == x.shape[1] > 1
     constants = _constants(low, op, x, weight, low.constant(op.arg("bias")), goal)
     values = constants.pop("values").permute((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
     name = low.builder.emit(
-        "mplan.qdepthwise_conv2d" if depthwise else "mplan.qconv2d",
+        f"mplan.q{'depthwise_' if depthwise else ''}conv{'_transpose' if transposed else ''}2d",
         {
             "input": Ref(x.name),
             "weight": low.builder.constant(low.source(op, "weight"), values, "param"),
             **_refs(low, op, constants),
             "stride": stride,
-            "padding": (rows, rows, columns, columns),
+            "padding": (rows, rows - more[0], columns, columns - more[1]),
             "dilation": dilation,
             "input_zero_point": x.affine.zero_point,
             **goal.output(),
@@ -74,6 +79,24 @@ def _weight(low: Lowering, op: Op, name: str, axis: int) -> Weight:
     if found.axis not in (None, axis):
         raise Unlowered(f"its weights are scaled along dimension {found.axis}, not {axis}")
     return found
+
+
+def _turned(low: Lowering, op: Op, groups: int) -> Weight:
+    """Those of a transposed convolution, ``[I, O / groups, …]``, as ``[O, I / groups, …]``."""
+    found = low.weight(low.source(op, "weight"))
+    if found is None:
+        raise Unlowered("its weights are no constant of symmetric int8")
+    inputs, share, *kernel = found.values.shape
+    depth = inputs // groups
+    values = found.values.reshape(groups, depth, share, *kernel).transpose(1, 2)
+    values = values.reshape(groups * share, depth, *kernel)
+    if found.axis is None:
+        return Weight(values, found.scales, None)
+    if found.axis == 1:
+        return Weight(values, found.scales.repeat(groups), 0)
+    if found.axis == 0 and depth == 1:
+        return Weight(values, found.scales.repeat_interleave(share), 0)
+    raise Unlowered(f"its weights are scaled along dimension {found.axis}, not 1")
 
 
 def _constants(

@@ -129,6 +129,12 @@ def contractions(net: Net) -> None:
             strideW=step,
             padding=0,
         )
+    for out, kernel, step in ((8, 4, 2), (3, 2, 3)):
+        size = (net.b.const([2, 9 * step, 7 * step, out]), (2, 9 * step, 7 * step, out))
+        w = net.weights(out, kernel, kernel + 1, 6)
+        given = [size[0], w[0], x, w[1]]
+        steps = {"strideH": step, "strideW": step, "padding": 0}
+        net.add("TRANSPOSE_CONV", given, size[1], "TransposeConvOptions", 3, **steps)
     net.add(
         "FULLY_CONNECTED",
         [net.rows, *net.weights(7, 24, per_channel=False)],
@@ -195,6 +201,15 @@ def windows(net: Net) -> None:
     net.add("SOFTMAX", [net.rows], (5, 24), "SoftmaxOptions", 2, beta=1.0, scale=1 / 256, zero=-128)
     net.add("SOFTMAX", [x], (2, 9, 7, 6), "SoftmaxOptions", 2, beta=0.3, scale=1 / 256, zero=-128)
     for mode in ({"alignCorners": True}, {"halfPixelCenters": True}):
+        net.add(
+            "RESIZE_BILINEAR",
+            [x, net.b.const([13, 4])],
+            (2, 13, 4, 6),
+            "ResizeBilinearOptions",
+            2,
+            **mode,
+            **same,
+        )
         net.add(
             "RESIZE_NEAREST_NEIGHBOR",
             [x, net.b.const([13, 4])],

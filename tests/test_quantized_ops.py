@@ -106,6 +106,7 @@ ACCEPTED = [
     (LINEAR, "i8[1,5,5,6]"),
     (SOFTMAX, "i8[1,5,5,4]"),
     ("mplan.qtable(input=%x, table=%t)", "i8[1,5,5,4]"),
+    ("mplan.resize_bilinear2d(input=%x, rows=[0, 512, 4096], columns=[1])", "i8[1,3,1,4]"),
     ("mplan.quantize(input=%f, scale=0.5, zero_point=3)", "i8[1,5,5,4]"),
     ("mplan.dequantize(input=%x, scale=0.5, zero_point=3)", "f32[1,5,5,4]"),
 ]
@@ -125,6 +126,14 @@ REJECTED = [
     (SOFTMAX.replace("%x", "%l"), "must be from 1 to 4,095"),
     (SOFTMAX.replace("%x", "%e"), "must be from 1 to 4,095"),
     (SOFTMAX.replace("%x", "%n"), "must be from 1 to 4,095"),
+    (
+        "mplan.resize_bilinear2d(input=%x, rows=[0, 4097], columns=[1])",
+        "rows must be places inside of the 5",
+    ),
+    (
+        "mplan.resize_bilinear2d(input=%x, rows=[0], columns=[])",
+        "columns must be places inside of the 5",
+    ),
     ("mplan.qtable(input=%x, table=%s)", "table must have 256 entries"),
     ("mplan.quantize(input=%x, scale=0.5, zero_point=3)", "input must be a tensor of f32"),
 ]

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mplan.codegen.c.emit import emit_c
+from mplan.ir.bilinear import reach_of, tflite_places
 from mplan.ir.geometry import geometry
 from mplan.ir.graph import Graph
 from mplan.ir.interp import run, run_in_arena
@@ -41,6 +44,14 @@ class Net(QuantizedNet):
         size = [h * factor, w * factor]
         how = f"align_corners=false, half_pixel_centers={str(half_pixel).lower()}"
         return self.op("mplan.resize_nearest2d", (1, *size, c), f"input=%{x}, size={size}, {how}")
+
+    def bilinear(self, x: str, height: int, width: int, corners: bool = False) -> str:
+        _, h, w, c = self.shapes[x]
+        rows, columns = (
+            list(tflite_places(n, size, corners, not corners)) for n, size in ((h, height), (w, width))
+        )
+        given = f"input=%{x}, rows={rows}, columns={columns}"
+        return self.op("mplan.resize_bilinear2d", (1, height, width, c), given)
 
     def cat(self, *names: str) -> str:
         shape = self.shapes[names[0]]
@@ -124,6 +135,15 @@ def decoder(net: Net) -> Graph:
     return net.graph(net.transposed(x, 6, (4, 5), (3, 2), (1, 1, 2, 1), groups=6))
 
 
+def segments(net: Net) -> Graph:
+    """A coarse map that is resized by odd factors, to the size of the image at last."""
+    a = net.conv("x", 8, (3, 3), (2, 2), SAME)
+    x = net.bilinear(net.conv(a, 6, (3, 3), (2, 2), SAME), *net.shapes[a][1:3])
+    x = net.conv(net.cat(x, a), 6, (3, 3), padding=SAME)
+    x = net.bilinear(net.bilinear(x, 11, 5), 14, 7, corners=True)
+    return net.graph(net.bilinear(net.conv(x, 3), *net.shapes["x"][1:3]))
+
+
 def branches(net: Net) -> Graph:
     """Branches of pools, padding and convolutions, joined by their channels."""
     a = net.conv("x", 6, (3, 3), padding=SAME)
@@ -165,6 +185,7 @@ NETS: dict[str, tuple[Callable[[Net], Graph], tuple[int, int, int]]] = {
     "keywords": (keywords, (25, 10, 1)),
     "autoencoder": (autoencoder, (20, 12, 2)),
     "decoder": (decoder, (12, 16, 2)),
+    "segments": (segments, (13, 16, 2)),
     "branches": (branches, (12, 10, 3)),
     "segmenter": (segmenter, (14, 18, 3)),
     "excited": (excited, (14, 12, 3)),
@@ -237,6 +258,24 @@ def test_enlargement_by_no_whole_factor_has_no_rows() -> None:
     for found, has in ((graph, True), (parse(text), False)):
         types = {v.name: v.type for v in found.values}
         assert (geometry(found.ops[0], types) is not None) == has
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 90),
+    st.sampled_from([(False, False), (False, True), (True, False)]),
+)
+def test_the_reach_of_a_resize_is_what_it_reads(
+    length: int, wanted: int, how: tuple[bool, bool]
+) -> None:
+    """All pixels of each place, and of places that lie evenly at most one more on each side."""
+    places = tflite_places(length, wanted, *how)
+    reach = reach_of(places, length)
+    for o, place in enumerate(places):
+        first, end = reach.span(o, o + 1)
+        pixels = place // 1024, -(-place // 1024) + 1
+        assert first <= pixels[0] and pixels[1] <= end
+        assert pixels[0] - first <= 1 and end - pixels[1] <= 1
 
 
 def test_ops_without_code_stay_out_of_streams() -> None:

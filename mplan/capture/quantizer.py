@@ -58,8 +58,11 @@ _MOVES = {
     "aten.cat.default",
     "aten.constant_pad_nd.default",
     "aten.max_pool2d.default",
+    "aten.amax.default",
     "aten.avg_pool2d.default",
     "aten._adaptive_avg_pool2d.default",
+    "aten.upsample_bilinear2d.vec",
+    "aten.upsample_bilinear2d.default",
     "aten.upsample_nearest2d.vec",
     "aten.upsample_nearest2d.default",
 }

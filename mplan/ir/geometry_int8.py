@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mplan.ir.bilinear import PLACE_BITS, reach_of
 from mplan.ir.geometry import (
     NHWC,
     Access,
@@ -133,6 +134,26 @@ def _enlarged(
     return part
 
 
+def _interpolate(op: Op, types: Types) -> Spatial | None:
+    """The pixels around a place."""
+    given = op.arg("input")
+    assert isinstance(given, Ref)
+    places = (_integers(op.arg("rows")), _integers(op.arg("columns")))
+    sizes = shape_of(types, given)[1:3]
+    rows, cols = (reach_of(p, length) for p, length in zip(places, sizes, strict=True))
+    return Spatial(NHWC, (Access(given.name, (rows, cols)),), partial(_interpolated, op.kind))
+
+
+def _interpolated(
+    kind: str, args: Mapping[str, BoundArg], tile: Tile, starts: Mapping[str, tuple[int, int]]
+) -> Tensor:
+    moved = {
+        name: tuple(p - (start << PLACE_BITS) for p in args[name][first:end])
+        for name, (first, end), start in zip(("rows", "columns"), tile, starts["input"], strict=True)
+    }
+    return plain(kind, {**args, **moved}, tile, starts)
+
+
 def _by_pixel(op: Op, types: Types) -> Spatial | None:
     """Ops along the channels of every pixel."""
     given = op.arg("input")
@@ -176,6 +197,7 @@ RULES: dict[str, Rule] = {
     "mplan.qavg_pool2d": _window,
     "mplan.qmean": _mean,
     "mplan.resize_nearest2d": _resize,
+    "mplan.resize_bilinear2d": _interpolate,
     **dict.fromkeys(("mplan.qlinear", "mplan.qsoftmax", "mplan.qlayer_norm"), _by_pixel),
     **dict.fromkeys(
         ("mplan.qadd", "mplan.qsub", "mplan.qmul", "mplan.qtable", "mplan.requantize"), _pointwise

@@ -34,9 +34,10 @@ from types import ModuleType
 from typing import Any
 
 from mplan.diagnostics import UserError
-from mplan.ir import quantized_norm
+from mplan.ir import bilinear, quantized_norm
 from mplan.ir import quantized_reference as reference
 from mplan.ir import quantized_transposed as transposed
+from mplan.ir.bilinear import within
 from mplan.ir.fixed_point import ROUNDINGS
 from mplan.ir.graph import Op, Ref
 from mplan.ir.ops import BoundArg, OpDef, Param, bound_args
@@ -216,6 +217,15 @@ def _infer_resize(args: _Args) -> tuple[Type | None, ...]:
     return _int8(n, *args["size"], channels)
 
 
+def _infer_places(args: _Args) -> tuple[Type | None, ...]:
+    n, *sizes, channels = _image(args)
+    for length, name in zip(sizes, ("rows", "columns"), strict=True):
+        places = args[name]
+        inside = bool(places) and within(places, length) == tuple(places)
+        _require(inside, f"{name} must be places inside of the {length} of the image")
+    return _int8(n, len(args["rows"]), len(args["columns"]), channels)
+
+
 def _infer_same(args: _Args) -> tuple[Type | None, ...]:
     return _int8(*_sizes(args, "input"))
 
@@ -383,6 +393,12 @@ ROWS: dict[str, OpDef] = {
             "resize_nearest2d",
             _params("input:t size:i[] align_corners:b half_pixel_centers:b"),
             _infer_resize,
+        ),
+        _row(
+            "resize_bilinear2d",
+            _params("input:t rows:i[] columns:i[]"),
+            _infer_places,
+            module=bilinear,
         ),
         _row("requantize", _RESCALE, _infer_same, pointwise=True),
         _row("quantize", _FLOAT, _infer_quantize, pointwise=True),

@@ -7,6 +7,7 @@ from math import prod
 from mplan.capture.tflite.model import TfOp, TfTensor
 from mplan.capture.tflite.reader import Reader, Unreadable, activation_of, constant_of, integers
 from mplan.capture.tflite.table import operand, rule
+from mplan.ir.bilinear import tflite_places
 from mplan.ir.graph import Arg, Ref
 
 
@@ -23,6 +24,20 @@ def _resize(reader: Reader, op: TfOp) -> None:
             "half_pixel_centers": bool(op.options.HalfPixelCenters()),
         },
         y,
+    )
+
+
+@rule("RESIZE_BILINEAR")
+def _bilinear(reader: Reader, op: TfOp) -> None:
+    x, (y,) = operand(op, 0), op.outputs
+    reader.same_affine(x, y)
+    how = bool(op.options.AlignCorners()), bool(op.options.HalfPixelCenters())
+    wanted = integers(operand(op, 1), "the size")
+    rows, columns = (
+        tflite_places(length, n, *how) for length, n in zip(x.shape[1:3], wanted, strict=True)
+    )
+    reader.emit(
+        "mplan.resize_bilinear2d", {"input": reader.ref(x), "rows": rows, "columns": columns}, y
     )
 
 

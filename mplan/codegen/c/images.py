@@ -16,6 +16,7 @@ from mplan.ir.types import contiguous_strides
     "mplan.qdepthwise_conv2d",
     "mplan.qconv_transpose2d",
     "mplan.qdepthwise_conv_transpose2d",
+    "mplan.resize_bilinear2d",
     "mplan.qmax_pool2d",
     "mplan.qavg_pool2d",
 )

@@ -1,10 +1,11 @@
-"""Row kernels of int8 ops that only move pixels: enlargement by whole factors and padding."""
+"""Row kernels of int8 ops that move pixels: resizing and padding."""
 
 from __future__ import annotations
 
 from mplan.codegen.c.render import function
 from mplan.codegen.c.rows import Row, pixel, row_kernel
 from mplan.codegen.c.tensors import Code, invoke
+from mplan.ir.bilinear import PLACE_BITS
 from mplan.ir.types import DType
 
 
@@ -16,6 +17,21 @@ def enlarged(row: Row) -> Code:
     made = function("enlarged_row", needs=(pixel(),))
     where = (row.images["input"], row.target, row.row, row.column, row.count)
     return invoke(made, *where, *factors, y.shape[3])
+
+
+@row_kernel("mplan.resize_bilinear2d")
+def interpolated(row: Row) -> Code:
+    """Pixels between the four around their places."""
+    lines = []
+    for name in ("rows", "columns"):
+        places = row.site.integers(name)
+        text = ", ".join(map(str, places))
+        lines.append(f"static const int32_t from_{name}[{len(places)}] = {{{text}}};")
+    half = 1 << (2 * PLACE_BITS - 1)
+    made = function("bilinear_row", needs=(pixel(),), bits=PLACE_BITS, half=half)
+    where = (row.images["input"], row.target, row.row, row.column, row.count)
+    call = invoke(made, *where, "from_rows", "from_columns", row.site.result.shape[3])
+    return (Code(tuple(lines)) + call).block()
 
 
 @row_kernel("aten.constant_pad_nd.default")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from mplan.ir.bilinear import PLACE_BITS, within
 from mplan.ir.graph import Arg, Op, Ref, refs, tensor_type
+from mplan.ir.ops import bind_arg, lookup
 from mplan.ir.quantized_reference import nearest_indices
 from mplan.passes.lower_quantized.goal import Goal, Unlowered
 from mplan.passes.lower_quantized.layout import NHWC, Sizes, Stored, plain
@@ -183,18 +187,65 @@ def max_pool(low: Lowering, op: Op, name: str, get: Get) -> Stored:
     """A maximum is the same for integers."""
     if name != op.values[0].name:
         raise Unlowered("its indices are used")
-    if any(d != 1 for d in integers(op, "dilation")) or op.arg("ceil_mode", False) is True:
-        raise Unlowered("a pool with dilation or partial windows")
+    if any(d != 1 for d in integers(op, "dilation")):
+        raise Unlowered("a pool with dilation")
     x = image(low, get(low.source(op, "self")))
     kernel = integers(op, "kernel_size", 2)
-    rows, columns = integers(op, "padding", 2) or (0, 0)
-    args: dict[str, Arg] = {
+    stride, padding = integers(op, "stride", 2) or kernel, integers(op, "padding", 2) or (0, 0)
+    args = windows(x, kernel, stride, padding, low.shape(name))
+    result = low.builder.emit("mplan.qmax_pool2d", args, name, op.loc)
+    return Stored(result, low.shape(name), NHWC, x.affine, x.least, x.most)
+
+
+def windows(x: Stored, kernel: Sizes, stride: Sizes, padding: Sizes, shape: Sizes) -> dict[str, Arg]:
+    """The arguments of a pool of the image ``x`` with results of ``shape``.
+
+    Where partial windows count (``ceil_mode``), there is more padding at the end.
+    """
+    sides: list[int] = []
+    for d, before in enumerate(padding):
+        reach = (shape[2 + d] - 1) * stride[d] + kernel[d]
+        sides += [before, max(before, reach - x.shape[2 + d] - before)]
+    return {
         "input": Ref(x.name),
         "kernel_size": kernel,
-        "stride": integers(op, "stride", 2) or kernel,
-        "padding": (rows, rows, columns, columns),
+        "stride": stride,
+        "padding": tuple(sides),
     }
-    result = low.builder.emit("mplan.qmax_pool2d", args, name, op.loc)
+
+
+@move("aten.amax.default")
+def largest(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """The maximum of a whole image: of its columns, then of what they yield."""
+    x = get(low.source(op, "self"))
+    if len(x.shape) != 4 or {d % 4 for d in integers(op, "dim")} != {2, 3}:
+        raise Unlowered("maxima of anything but whole images have no integer form")
+    x, shape = image(low, x), x.shape
+    for kernel in ((shape[2], 1), (1, shape[3])):
+        shape = (*shape[:2], shape[2] // kernel[0], shape[3] // kernel[1])
+        args = windows(x, kernel, kernel, (0, 0), shape)
+        result = low.builder.emit("mplan.qmax_pool2d", args, name, op.loc)
+        x = replace(x, name=result, shape=shape)
+    return low.reshaped(x, low.shape(name))
+
+
+@move("aten.upsample_bilinear2d.vec", "aten.upsample_bilinear2d.default")
+def interpolate(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """Pixels between the nearest ones, at the places that the op gives two slopes."""
+    import torch
+
+    key = "self" if op.arg("self") is not None else "input"
+    x = image(low, get(low.source(op, key)))
+    args: dict[str, Arg] = {"input": Ref(x.name)}
+    for dim, side in ((2, "rows"), (3, "columns")):
+        length = x.shape[dim]
+        slope = torch.arange(length, dtype=torch.float64).reshape(-1, *[1] * (3 - dim))
+        given = {k: bind_arg(arg, {}, {}) for k, arg in op.args if k != key}
+        shown = slope.expand(1, 1, *x.shape[2:])
+        found = lookup(op.kind).reference(**{**given, key: shown}).select(5 - dim, 0).flatten()
+        places = torch.round(found * (1 << PLACE_BITS)).to(torch.int64).tolist()
+        args[side] = within(places, length)
+    result = low.builder.emit("mplan.resize_bilinear2d", args, name, op.loc)
     return Stored(result, low.shape(name), NHWC, x.affine, x.least, x.most)
 
 

@@ -11,7 +11,7 @@ from mplan.ir.quantized_norm import norm_epsilon, norm_integers
 from mplan.passes.lower_quantized.goal import Goal, Unlowered
 from mplan.passes.lower_quantized.layout import NHWC, Sizes, Stored, plain
 from mplan.passes.lower_quantized.lowering import Lowering, rule
-from mplan.passes.lower_quantized.moves import image, integers, number, padded
+from mplan.passes.lower_quantized.moves import image, integers, number, padded, windows
 
 #: The only scale and zero point of a softmax.
 PROBABILITIES = Affine(1 / 256, -128)
@@ -66,20 +66,16 @@ def avg_pool(low: Lowering, op: Op, goal: Goal) -> Stored:
         widths = (padding[1], padding[1], padding[0], padding[0])
         x = padded(low, x, widths, x.affine.zero_point, op.result.name, op)
         padding = (0, 0)
-    args: dict[str, Arg] = {
-        "input": Ref(x.name),
-        "kernel_size": kernel,
-        "stride": stride,
-        "padding": (padding[0], padding[0], padding[1], padding[1]),
-    }
+    shape = low.shape(op.result.name)
+    args = windows(x, kernel, stride, padding, shape)
     name = low.builder.emit("mplan.qavg_pool2d", args, op.result.name, op.loc)
-    made = Stored(name, low.shape(op.result.name), NHWC, x.affine, x.least, x.most)
+    made = Stored(name, shape, NHWC, x.affine, x.least, x.most)
     return low.requantized(made, goal)
 
 
 def _window(op: Op) -> tuple[Sizes, Sizes, Sizes]:
-    if op.arg("ceil_mode", False) is True or op.arg("divisor_override") is not None:
-        raise Unlowered("a pool with partial windows or a divisor of its own")
+    if op.arg("divisor_override") is not None:
+        raise Unlowered("a pool with a divisor of its own")
     kernel = integers(op, "kernel_size", 2)
     return kernel, integers(op, "stride", 2) or kernel, integers(op, "padding", 2) or (0, 0)
 

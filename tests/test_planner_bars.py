@@ -80,8 +80,9 @@ def test_irregular_networks_are_proven_from_end_to_end(name: str) -> None:
     assert ordered is not None and plan.peak_bytes("arena") == ordered.lower_bound_bytes
 
 
-@pytest.mark.parametrize("name", [name for name, _ in packings(3) if name[:-1] != "dense_I"])
+@pytest.mark.parametrize("name", [name for name, _ in packings(3) if name != "dense_I2"])
 def test_cut_rectangles_are_put_together_again(name: str) -> None:
+    """``dense_I2``, left out, takes 8 s of processor time, which a slow machine may not have."""
     problem = dict(packings(3))[name]()
     assert allocate(problem, limit_s=30).height_bytes <= problem.regions[0].capacity_bytes
 

@@ -24,26 +24,31 @@ on both sides have higher floors):
   with it: they had no part in the failure.
 
 Attempts of bounded work with several orders of preference, some of them after boxes that fill a valley
-from wall to wall or to the height of a wall, follow each other, since the time to a
-packing is heavy-tailed (Gomes, Selman and Kautz, "Boosting Combinatorial Search Through
-Randomization", AAAI 1998); the work allowed grows slowly. Heights are tried from the lower bound up, by
-bisection between what failed and the best packing. An exhausted search raises the bound. Work, not
-time, decides the course: a seed leads to the same packings, as far as the time suffices.
+from wall to wall or to the height of a wall, follow each other, since the time to a packing is
+heavy-tailed (Gomes, Selman and Kautz, "Boosting Combinatorial Search Through Randomization", AAAI
+1998); the work allowed grows slowly. Boxes glued to fewer ones (``glue``) are tried before all boxes:
+where cuts of a rectangle can be undone, that is what finds a packing. Heights are tried from the lower
+bound up, by bisection between what failed and the best packing. An exhausted search raises the bound.
+Work, not time, decides the course: a seed leads to the same packings, as far as the time suffices.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from mplan.passes.allocate.board import Board, Verdict
+from mplan.passes.allocate.glue import Glued, glue
 from mplan.passes.allocate.greedy import Offsets
 from mplan.passes.allocate.grid import Grid, grid_of
 from mplan.passes.allocate.instance import Instance
 from mplan.passes.allocate.reduction import reduce
 from mplan.passes.solvers import compiled
 from mplan.passes.solvers.interface import Bound, Deadline, Search
+
+#: Glued boxes, and these on their grid.
+Guess = tuple[Glued, Grid]
 
 #: Rule of the kernel, whether what fits goes first, and order of preference of each attempt, in turn.
 PORTFOLIO = (
@@ -68,6 +73,11 @@ _KERNEL = "mplan.passes.allocate.canonical_kernel:search"
 #: Larger parts take more memory than the answer is worth, and more boxes too long to reduce.
 _MAX_TERMS = 4_000_000
 _MAX_BOXES = 12_000
+#: In each round after the first, boxes are glued in so many ways, of which each gets so many attempts
+#: and leaves at most this fraction of the boxes.
+_GUESSES = 20
+_ATTEMPTS = 4
+_WORTHWHILE = 0.9
 #: In the first round heights are told apart to this fraction; in each later one to half of it.
 _PRECISION = 1 / 256
 
@@ -89,7 +99,8 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
     grid = grid_of(instance)
     search.raise_bound(Bound(grid.above(search.bound.bytes - 1), "exhaustive"))
     while not (search.closed or search.hopeless or deadline.expired) and search.met == met:
-        attempt = partial(_attempt, grid, search, deadline, seed, number)
+        guesses = _guesses(grid, deadline, seed, number)
+        attempt = partial(_attempt, grid, guesses, search, deadline, seed, number)
         verdict = (
             _improve(grid, search, attempt, number) if met else _pursue(grid, search, attempt, number)
         )
@@ -125,12 +136,41 @@ def _improve(
     return verdict
 
 
+def _guesses(grid: Grid, deadline: Deadline, seed: int, number: int) -> tuple[Guess, ...]:
+    """Fewer boxes to try before those of ``grid``: one guess in the first round, later many by chance.
+
+    Where gluing leaves nearly all boxes, there are none.
+    """
+    guesses: list[Guess] = []
+    for k in range(_GUESSES if number else 1):
+        glued = glue(grid.instance, random.Random(f"{seed} {number} {k}") if number else None)
+        if deadline.expired or len(glued.made_of) > len(grid.boxes) * _WORTHWHILE:
+            break
+        guesses.append((glued, grid_of(glued.instance)))
+    return tuple(guesses)
+
+
 def _attempt(
-    grid: Grid, search: Search[Offsets], deadline: Deadline, seed: int, number: int, height: int
+    grid: Grid,
+    guesses: Sequence[Guess],
+    search: Search[Offsets],
+    deadline: Deadline,
+    seed: int,
+    number: int,
+    height: int,
 ) -> Verdict:
-    """Decide a height under the best one; keeps what is found and what is proven."""
+    """Decide a height under the best one; keeps what is found and what is proven.
+
+    What is found for a guess is a packing of all boxes; that there is none says nothing.
+    """
     if height >= search.value or deadline.expired:
         return "unknown"
+    for glued, small in guesses:
+        verdict, offsets = decide(small, height, deadline, seed, number, PORTFOLIO[:_ATTEMPTS])
+        if verdict == "found":
+            whole = glued.expand(offsets)
+            search.offer(whole, grid.instance.height(whole), "canonical")
+            return verdict
     verdict, offsets = decide(grid, height, deadline, seed, number)
     if verdict == "found":
         search.offer(offsets, grid.instance.height(offsets), "canonical")
@@ -140,9 +180,17 @@ def _attempt(
 
 
 def decide(
-    grid: Grid, height: int, deadline: Deadline, seed: int = 0, number: int = 0
+    grid: Grid,
+    height: int,
+    deadline: Deadline,
+    seed: int = 0,
+    number: int = 0,
+    portfolio: Sequence[tuple[str, str, bool]] = PORTFOLIO,
 ) -> tuple[Verdict, Offsets]:
-    """Whether the boxes fit under ``height`` bytes, and where; the work grows with ``number``."""
+    """Whether the boxes fit under ``height`` bytes, and where.
+
+    ``portfolio`` holds rows of ``PORTFOLIO``; the work grows with ``number``.
+    """
     last = grid.last(height)
     reduction = reduce(grid, last)
     if any(offset > last[i] for i, offset in reduction.offsets.items()):
@@ -150,7 +198,7 @@ def decide(
     found: dict[int, int] = {}
     for part in reduction.parts:
         board = Board(grid, last, part)
-        verdict = _search(board, deadline, seed, number)
+        verdict = _search(board, deadline, seed, number, portfolio)
         if verdict != "found":
             return verdict, ()
         found.update(board.offsets)
@@ -164,8 +212,14 @@ def luby(turn: int) -> int:
     return 1 << (top - 1) if turn == (1 << top) - 1 else luby(turn - (1 << (top - 1)) + 1)
 
 
-def _search(board: Board, deadline: Deadline, seed: int, number: int) -> Verdict:
-    """Run the portfolio until an attempt has an answer.
+def _search(
+    board: Board,
+    deadline: Deadline,
+    seed: int,
+    number: int,
+    portfolio: Sequence[tuple[str, str, bool]],
+) -> Verdict:
+    """Run ``portfolio`` until an attempt has an answer.
 
     From the second round on the orders have noise. In longer rounds the first attempt has as much
     work as all others together: to prove that there is nothing takes one long search, to find
@@ -175,11 +229,11 @@ def _search(board: Board, deadline: Deadline, seed: int, number: int) -> Verdict
         return "too large"
     descents = board.terms * (_WORK_PER_TERM + len(board.life))
     term = luby(number + 1)
-    for turn, (rule, preference, fitting) in enumerate(PORTFOLIO):
+    for turn, (rule, preference, fitting) in enumerate(portfolio):
         if deadline.expired:
             break
         noise = random.Random(f"{seed} {number} {turn}") if number else None
-        work = term * (_WORK + descents) * (len(PORTFOLIO) if term > 1 and not turn else 1)
+        work = term * (_WORK + descents) * (len(portfolio) if term > 1 and not turn else 1)
         verdict = board.search(rule, fitting, board.order(preference, noise), work, deadline)
         if verdict != "unknown":
             return verdict

@@ -32,15 +32,15 @@ class Options:
 
     ``target`` names a target or a TOML file; ``budget`` limits the arena (bytes; None: what the
     target has); ``minimise`` asks for the smallest one instead. ``memories`` are those of a
-    microcontroller that hold activations, some with a limit (``dtcm=64KiB,sram``); by default its
-    arena. ``limit`` is the solvers' time in seconds. ``pipeline`` replaces the target's pipeline
-    (text form). ``dump`` is a folder that receives every graph and plan. ``quantize`` (``int8``)
-    quantises a PyTorch model first, with the data of the file ``calibrate`` or the model's own.
-    ``io`` says what the caller of a quantised model passes on a microcontroller: ``float``, ``int8``
-    or ``int8-nhwc`` (images with channels last); by default what the model has, or ``int8`` with
-    ``quantize``. On a microcontroller ``max_mac_factor`` and ``input`` ask for streams: how much may
-    be computed again, and whether the image lies in the arena, arrives by rows (up to ``scans`` times
-    over) or lies in flash.
+    microcontroller that hold activations, some with a limit (``dtcm=64KiB,sram``), and ``budget``
+    limits all of them together; by default its arena. ``limit`` is the solvers' time in seconds.
+    ``pipeline`` replaces the target's pipeline (text form). ``dump`` is a folder that receives every
+    graph and plan. ``quantize`` (``int8``) quantises a PyTorch model first, with the data of the file
+    ``calibrate`` or the model's own. ``io`` says what the caller of a quantised model passes on a
+    microcontroller: ``float``, ``int8`` or ``int8-nhwc`` (images with channels last); by default what
+    the model has, or ``int8`` with ``quantize``. On a microcontroller ``max_mac_factor`` and ``input``
+    ask for streams: how much may be computed again, and whether the image lies in the arena, arrives
+    by rows (up to ``scans`` times over) or lies in flash.
     """
 
     target: str = "cpu"
@@ -79,9 +79,10 @@ class Options:
         if options.scans > 1 and options.input != "rows":
             message = "scans say how often the rows of an image arrive, but none do"
             raise UserError("MP423", message, help="add input=rows (--input rows)")
-        if options.memories and (options.minimise or options.budget is not None):
-            message = "memories have limits of their own, a budget or minimise means the arena"
-            raise UserError("MP423", message, help="write memories=dtcm=64KiB,sram")
+        if options.memories and options.minimise:
+            message = "minimise finds the smallest arena; of several memories there is no smallest one"
+            hint = "leave out one of them; budget=64KiB limits all memories together"
+            raise UserError("MP423", message, help=hint)
         return options
 
 
@@ -96,6 +97,13 @@ def parse_bytes(text: str | int) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def _total(value: Any) -> int:
+    if "=" in str(value):
+        message = f"budget={value!r}: a budget is one number, for all memories together"
+        raise UserError("MP423", message, help="limits of each: memories=dtcm=64KiB,sram")
+    return parse_bytes(value)
+
+
 def _unknown_key(key: str, known: list[str]) -> UserError:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -105,7 +113,7 @@ def _unknown_key(key: str, known: list[str]) -> UserError:
 def _convert(key: str, value: Any) -> Any:
     try:
         if key == "budget":
-            return parse_bytes(value)
+            return _total(value)
         if key == "limit":
             return _positive(float(value))
         if key == "seed":

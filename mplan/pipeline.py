@@ -96,8 +96,8 @@ def layout_of(
 
     A microcontroller has its weights in flash, at multiples of a word, and the user's inputs in the
     arena; elsewhere both belong to the caller. ``budget`` lowers the arena's capacity; an ``unlimited``
-    one has none.
-    ``memories`` (``dtcm=64KiB,sram``) names what takes the place of the target's arena.
+    one has none. ``memories`` (``dtcm=64KiB,sram``) names what takes the place of the target's arena;
+    the budget is then that of all of them together.
     """
     named = _memories(target, memories) if memories else ()
     arena = together(named) if len(named) > 1 else (*named, target.arena_memory.region())[0]

@@ -405,8 +405,8 @@ def test_what_no_memory_can_hold_is_refused_with_numbers(tmp_path: Path) -> None
         ({"memories": "dtcm=1MiB,sram"}, "MP423", "dtcm has 131,072 B"),
         ({"memories": "dtcm=lots"}, "MP423", "not a number of bytes"),
         ({"memories": "dtcm,sram", "target": "cpu"}, "MP423", "microcontroller"),
-        ({"memories": "dtcm,sram", "budget": "1KiB"}, "MP423", "limits of their own"),
-        ({"memories": "dtcm,sram", "minimise": True}, "MP423", "limits of their own"),
+        ({"memories": "dtcm,sram", "budget": "dtcm=1KiB"}, "MP423", "all memories together"),
+        ({"memories": "dtcm,sram", "minimise": True}, "MP423", "limits all memories together"),
     ],
 )
 def test_memories_that_make_no_sense_are_refused(given: dict[str, Any], code: str, text: str) -> None:

@@ -86,7 +86,7 @@ def _fits(path: tuple[Any, ...], value: Any, wrong: Any) -> bool:
     """Whether ``wrong`` has the type that belongs at ``path``."""
     key = path[-1]
     if wrong is None:
-        return key in ("capacity_bytes", "lifetime", "offset", "hint")
+        return key in ("capacity_bytes", "total_bytes", "lifetime", "offset", "hint")
     if wrong == "text":
         named = key == "status" or (key == "kind" and "buffers" in path)
         return isinstance(value, str) and not named

@@ -35,7 +35,8 @@ CODES: dict[str, Code] = {
     ),
     "MP206": Code(
         "a buffer ends beyond its region",
-        "The end address of a placement exceeds the capacity of the region.",
+        "The end address of a placement exceeds the capacity of the region, or the heights of several "
+        "regions exceed what they have together.",
     ),
     "MP207": Code(
         "a buffer is misaligned",
@@ -124,8 +125,9 @@ CODES: dict[str, Code] = {
     "MP228": Code(
         "buffers cannot be shared out between the memories",
         "Every buffer lies in one of the named memories, and no way was found in which each has room "
-        "for what lives in it at once. The help line says whether there is none at this order. Name "
-        "more memories (`--memories`), or use less memory.",
+        "for what lives in it at once, within the budget for all together. The help line says whether "
+        "there is none at this order. Name more memories (`--memories`), give a larger budget, or use "
+        "less memory.",
     ),
     "MP230": Code(
         "malformed CSV",

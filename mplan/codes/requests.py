@@ -69,7 +69,7 @@ CODES: dict[str, Code] = {
         "a positive number of seconds, the name of a solver, a factor of at least 1, an input that is "
         "whole, rows or flash, a whole number of scans. A budget and minimise exclude each other; "
         "calibration data are for a quantisation, scans for rows that arrive; --pareto writes no plan; "
-        "memories have limits of their own.",
+        "memories have limits of their own, and a budget is one number, for all of them together.",
     ),
     "MP424": Code(
         "unknown picture format",

@@ -2,8 +2,9 @@
 
 The model is simple: an op writes its results once. It reads an operand once, except that a window reads
 each position as often as windows hold it, and that every multiply-accumulate reads one element of each
-factor. What kernels keep in registers is not considered. In a stream, what is computed again counts
-again, and bytes lie in rings. Other scratch memory is written and read once; so do callers with
+factor. Where windows are laid out as columns it is those that multiply-accumulates read, and windows
+are read once. What kernels keep in registers is not considered. In a stream, what is computed again
+counts again, and bytes lie in rings. Other scratch memory is written and read once; so do callers with
 inputs and outputs.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from math import prod
 
+from mplan.ir.columns import ITEM_BYTES, columns_bytes
 from mplan.ir.geometry import Access, geometry, grid
 from mplan.ir.graph import Graph, Loop, Op
 from mplan.ir.ops import macs
@@ -21,6 +23,9 @@ from mplan.ir.specialize import upper_bound
 from mplan.ir.storage import Lowered, storages
 from mplan.ir.streaming import flow_of
 from mplan.ir.types import TensorType, Type
+
+#: Stands for the columns beside the names of storages.
+_COLUMNS = ""
 
 
 def accessed_bytes(graph: Graph, lowered: Lowered) -> tuple[int, ...]:
@@ -40,7 +45,8 @@ def accessed_bytes(graph: Graph, lowered: Lowered) -> tuple[int, ...]:
             named, inside = _in_stream(op)
         else:
             named = {n: Fraction(size) for n, size in _of_op(op, types).items()}
-            inside = [Fraction(2 * s.size_bytes) for s in op.scratch]
+            columns = _of_columns(op, types)
+            inside = [Fraction(columns or 2 * s.size_bytes) for s in op.scratch]
         for name, size in named.items():
             if root[name] in buffer_of:
                 found[buffer_of[root[name]]] += size
@@ -55,7 +61,7 @@ def accessed_bytes(graph: Graph, lowered: Lowered) -> tuple[int, ...]:
 def _of_op(op: Op, types: Mapping[str, Type]) -> dict[str, int]:
     """Bytes of operands that ``op`` reads, and of results that it writes."""
     found = {v.name: _nbytes(types[v.name]) for v in op.values}
-    products = 0 if op.loop else macs(op, types)
+    products = 0 if op.loop or _of_columns(op, types) else macs(op, types)
     rule = geometry(op, types)
     accesses = {a.operand: a for a in rule.accesses} if rule and not rule.reduces else {}
     for name in dict.fromkeys(op.operands):
@@ -69,6 +75,18 @@ def _of_op(op: Op, types: Mapping[str, Type]) -> dict[str, int]:
             read = _windows(accesses[name], type_, rule.dims, types[op.result.name])
         found[name] = found.get(name, 0) + read
     return found
+
+
+def _of_columns(op: Op, types: Mapping[str, Type]) -> int:
+    """Bytes read and written of the columns of ``op``: each number as often as it is multiplied, and
+    once per window before that; 0 if it has none."""
+    if not op.scratch or not columns_bytes(op, types):
+        return 0
+    result = types[op.result.name]
+    assert isinstance(result, TensorType)
+    products, channels = macs(op, types), result.shape[-1]
+    assert isinstance(channels, int)
+    return ITEM_BYTES * (products + products // max(channels, 1))
 
 
 def _windows(access: Access, operand: TensorType, dims: tuple[int, int], result: Type) -> int:
@@ -89,7 +107,7 @@ def _in_stream(op: Op) -> tuple[dict[str, Fraction], list[Fraction]]:
     inside = dict(_of_body(loop))
     root = storages(loop.body).root
     rings = [inside.pop(r.value, Fraction(0)) for r in loop.stream.rings]
-    rings += [Fraction(2 * s.size_bytes) for s in op.scratch[len(rings) :]]
+    rings += [inside.pop(_COLUMNS, Fraction(0))] * (len(op.scratch) - len(rings))
     outside: dict[str, Fraction] = {}
     outputs = zip(op.values, loop.body.output_names, strict=True)
     windows = zip(loop.windows, loop.body.inputs, strict=True)
@@ -100,7 +118,7 @@ def _in_stream(op: Op) -> tuple[dict[str, Fraction], list[Fraction]]:
 
 
 def _of_body(loop: Loop) -> Iterator[tuple[str, Fraction]]:
-    """Bytes accessed of each storage of a stream's body."""
+    """Bytes accessed of each storage of a stream's body, and of the columns that its ops share."""
     flow, lines = flow_of(loop), lines_of(loop, flow_of(loop))
     types = {v.name: v.type for v in loop.body.values}
     root = storages(loop.body).root
@@ -113,6 +131,8 @@ def _of_body(loop: Loop) -> Iterator[tuple[str, Fraction]]:
         pairs = [(name, size) for o in node.ops for name, size in _of_op(o, types).items()]
         for name, size in pairs or [(node.out, _nbytes(types[node.out]))]:
             found[root[name]] = found.get(root[name], Fraction(0)) + size * share
+        inner = sum(_of_columns(o, types) for o in node.ops)
+        found[_COLUMNS] = found.get(_COLUMNS, Fraction(0)) + inner * share
     yield from found.items()
 
 

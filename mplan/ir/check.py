@@ -110,11 +110,13 @@ def _faults(problem: Problem) -> Iterator[Violation]:
     names = [r.name for r in problem.regions]
     if len(set(names)) != len(names):
         yield Violation("problem", "two regions have the same name")
-    if not names:
-        yield Violation("problem", "there is no region")
+    if not names or (problem.total_bytes or 0) < 0:
+        yield Violation("problem", "there is no region, or all have less than no room")
     for region in problem.regions:
         if region.alignment < 1 or (region.capacity_bytes or 0) < 0 or region.cost < 0:
             yield Violation("problem", f"region {region.name} has a bad alignment, capacity or cost")
+        if problem.total_bytes is not None and region.name in problem.shared and not region.cost:
+            yield Violation("problem", f"a total is shared by regions of cost, {region.name} has none")
     yield from _buffer_faults(problem, frozenset(names))
     yield from _step_faults(problem)
     members = [i for group in problem.adjacent for i in group]
@@ -341,13 +343,16 @@ class _Checks(Replay):
                 yield Violation("adjacent", f"{names} do not lie one directly behind the other")
 
     def heights(self) -> Iterator[Violation]:
-        """The stated heights are the highest ends."""
-        ends = self.offset + self.size[self.buffer]
+        """The stated heights are the highest ends, and all that are shared stay within the total."""
+        ends, tops = self.offset + self.size[self.buffer], {}
         for region, index in self.regions.items():
-            top = int(ends[self.holds & (self.region == index)].max(initial=0))
+            top = tops[region] = int(ends[self.holds & (self.region == index)].max(initial=0))
             stated = dict(self.plan.peaks).get(region, 0)
             if stated != top:
                 yield Violation("height", f"{region} is {top:,} B high, the plan says {stated:,} B")
+        shared, most = "+".join(self.problem.shared), self.problem.total_bytes
+        if most is not None and (total := sum(tops[name] for name in shared.split("+"))) > most:
+            yield Violation("capacity", f"{shared} take {total:,} B, together they have {most:,} B")
 
     def bounds(self) -> Iterator[Violation]:
         subjects = [c.subject for c in self.plan.certificates]
@@ -393,11 +398,8 @@ class _Checks(Replay):
             "working_set": (steps, lambda: self._working_set(c.witness[0], region)),
             "closure": (steps, lambda: self._closure(c.witness[0], region)),
         }
-        if (c.bound_kind == "cuts") != (decision == "stream"):
-            return f"a {c.bound_kind} bound says nothing of what is decided"
-        if decision == "assign" and c.bound_kind not in ("fastest", "exhaustive"):
-            return f"a {c.bound_kind} bound says nothing of what is decided"
-        if c.bound_kind == "fastest" and decision != "assign":
+        known = {"stream": ("cuts",), "assign": ("fastest", "exhaustive")}.get(decision)
+        if c.bound_kind not in known if known else c.bound_kind in ("cuts", "fastest"):
             return f"a {c.bound_kind} bound says nothing of what is decided"
         if c.bound_kind in ("exhaustive", "cuts"):
             return ""

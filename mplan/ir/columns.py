@@ -14,6 +14,8 @@ from math import prod
 from mplan.ir.graph import Op, Ref
 from mplan.ir.types import TensorType, Type
 
+#: Bytes of a number in a column.
+ITEM_BYTES = 2
 #: Pixels, of one row of the result, whose windows are laid out together.
 PIXELS = 4
 #: What a kernel multiplies in a round: columns are filled up with zeros to a multiple of it.
@@ -48,4 +50,4 @@ def columns_bytes(op: Op, types: Mapping[str, Type]) -> int:
     size = prod(sizes)
     whole = sizes[-1] == x.shape[-1] and (sizes[-1] % ROUND == 0 or LEAST <= size <= GATHERED)
     enough = prod(n for n in result.shape[:-1] if isinstance(n, int)) >= PIXELS
-    return 2 * PIXELS * filled(size) if fast and whole and enough else 0
+    return ITEM_BYTES * PIXELS * filled(size) if fast and whole and enough else 0

@@ -126,8 +126,10 @@ class Problem:
     """Buffers, regions and steps; ``steps`` stand in captured order, a valid topological order.
 
     The buffers (indices) of each group in ``adjacent`` lie one directly behind the other. A region's
-    alignment holds for the first of a group alone, a buffer's own for every one. What follows from a
-    problem and takes time, ``columns``, ``table`` and ``digest``, is kept with it.
+    alignment holds for the first of a group alone, a buffer's own for every one. The regions among
+    which buffers can choose, by their costs, take at most ``total_bytes`` together (the sum of their
+    heights), if that is not None. What follows from a problem and takes time, ``columns``, ``table``
+    and ``digest``, is kept with it.
     """
 
     name: str
@@ -135,6 +137,13 @@ class Problem:
     buffers: tuple[Buffer, ...]
     steps: tuple[Step, ...] = ()
     adjacent: tuple[tuple[int, ...], ...] = ()
+    total_bytes: int | None = None
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The regions among which buffers can choose, in their order."""
+        names = {name for regions in self.columns.choices if len(regions) > 1 for name in regions}
+        return tuple(r.name for r in self.regions if r.name in names)
 
     @property
     def horizon(self) -> int:
@@ -151,8 +160,9 @@ class Problem:
         raise KeyError(name)
 
     def unlimited(self) -> Problem:
-        """The same problem in regions without a capacity."""
-        return replace(self, regions=tuple(replace(r, capacity_bytes=None) for r in self.regions))
+        """The same problem in regions without a capacity, alone or together."""
+        regions = tuple(replace(r, capacity_bytes=None) for r in self.regions)
+        return replace(self, regions=regions, total_bytes=None)
 
     def lifetimes(self, order: Iterable[int]) -> tuple[tuple[int, int], ...]:
         """The half-open lifetime of each buffer when the steps run in ``order``.

@@ -88,7 +88,7 @@ class Columns:
 
     def digest(self, problem: Problem) -> str:
         """SHA-256 over the canonical content of ``problem``, whose columns these are."""
-        head = {
+        head: dict[str, object] = {
             "regions": [
                 [r.name, r.capacity_bytes, r.alignment, r.addressable] for r in problem.regions
             ],
@@ -99,6 +99,8 @@ class Columns:
             "adjacent": problem.adjacent,
             "costs": [r.cost for r in problem.regions] if self.accessed.any() else [],
         }
+        if problem.total_bytes is not None:
+            head["total"] = problem.total_bytes
         lists = (self.reads, self.writes, self.after)
         columns = (self.size, self.alignment, self.accessed, self.live_in, self.live_out, self.choice)
         found = hashlib.sha256(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())

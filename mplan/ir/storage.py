@@ -23,7 +23,7 @@ class Layout:
     Activations go to ``arena``. Weights go to ``weights`` if that is a region, else they are the
     caller's and not planned; the same holds for ``inputs`` and the user's inputs, those ``apart``
     excepted, which are in any case. With ``memories`` the arena stands for all of them together, and
-    each buffer in it is given one in the end (``share``).
+    each buffer in it is given one in the end (``share``); its capacity then holds for their sum.
     """
 
     arena: Region
@@ -37,6 +37,14 @@ class Layout:
         """The distinct regions, the arena first."""
         found = [self.arena, *(r for r in (self.weights, self.inputs) if r)]
         return tuple(dict.fromkeys(found))
+
+    @property
+    def total_bytes(self) -> int | None:
+        """What the memories may take together, where that is less than they have."""
+        limit, sizes = self.arena.capacity_bytes, [m.capacity_bytes for m in self.memories]
+        known = [n for n in sizes if n is not None]
+        enough = limit is None or (len(known) == len(sizes) and sum(known) <= limit)
+        return None if enough or not sizes else limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +123,9 @@ def share(lowered: Lowered, layout: Layout, accessed: Sequence[int]) -> Lowered:
         replace(b, regions=names, accessed_bytes=n) if b.regions == (layout.arena.name,) else b
         for b, n in zip(problem.buffers, accessed, strict=True)
     )
-    others = tuple(r for r in problem.regions if r != layout.arena)
-    return replace(
-        lowered, problem=replace(problem, regions=(*layout.memories, *others), buffers=buffers)
-    )
+    regions = (*layout.memories, *(r for r in problem.regions if r != layout.arena))
+    shared = replace(problem, regions=regions, buffers=buffers, total_bytes=layout.total_bytes)
+    return replace(lowered, problem=shared)
 
 
 @dataclass

@@ -3,25 +3,36 @@
 Buffers that may lie in several regions of known cost are *assigned* to one each, so that accessed
 bytes times cost are least. Every region has room for what lives in it at once; that alone makes a 0/1
 program whose optimum is a bound. Whether addresses exist is then asked region by region. Where they
-do not, that set of buffers is ruled out (a combinatorial Benders cut) and, if that does not lead on,
-the room made smaller, which ends the proof.
+do not, or only higher up than the total of all regions allows, that set of buffers is known to need
+more (a combinatorial Benders cut) and, if that does not lead on, the room made smaller, which ends the
+proof.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from itertools import product
+from typing import Any, Protocol, TypeVar
 
 from mplan.diagnostics import InfeasibleError
 from mplan.ir.plan import Certificate, Extent, Problem, Region
-from mplan.passes.allocate import OverBudget
+from mplan.passes.allocate import Allocated, OverBudget
 from mplan.passes.live import live_peak
 from mplan.passes.solvers import cpsat
 from mplan.passes.solvers.interface import Deadline
 
-Draft = TypeVar("Draft")
+
+class Placed(Protocol):
+    """Something with the placements of every region, in the order of the problem's regions."""
+
+    @property
+    def parts(self) -> Sequence[Allocated]:
+        """What was found for each region."""
+
+
+Draft = TypeVar("Draft", bound=Placed)
 
 #: How often a set of buffers is ruled out before the room of the region that overflows shrinks.
 _CUTS = 8
@@ -43,6 +54,15 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class _Cut:
+    """The items (by number) need so many bytes if all of them lie in ``region``."""
+
+    region: str
+    items: tuple[int, ...]
+    needs_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Choice:
     """A region per item, none if there is no way; ``bound`` on the cost of all ways, or -1; whether
     it is proven that there is none."""
@@ -54,9 +74,7 @@ class _Choice:
 
 def choices(problem: Problem) -> tuple[str, ...]:
     """The regions among which buffers can choose by their costs; empty if there is no such buffer."""
-    names = {name for regions in problem.columns.choices if len(regions) > 1 for name in regions}
-    found = [r for r in problem.regions if r.name in names]
-    return tuple(r.name for r in found) if found and all(r.cost for r in found) else ()
+    return problem.shared if all(problem.region(name).cost for name in problem.shared) else ()
 
 
 def together(regions: Sequence[Region]) -> Region:
@@ -76,11 +94,13 @@ def pooled(problem: Problem) -> Problem:
     """``problem`` with the regions among which buffers can choose as one."""
     names = choices(problem)
     pool = together([problem.region(name) for name in names])
+    if problem.total_bytes is not None:
+        pool = replace(pool, capacity_bytes=problem.total_bytes)
     others = tuple(r for r in problem.regions if r.name not in names)
     buffers = tuple(
         replace(b, regions=(pool.name,)) if b.regions[0] in names else b for b in problem.buffers
     )
-    return replace(problem, regions=(pool, *others), buffers=buffers)
+    return replace(problem, regions=(pool, *others), buffers=buffers, total_bytes=None)
 
 
 def assign(
@@ -114,10 +134,20 @@ def assign(
         except OverBudget as error:
             if error.region not in names:
                 raise
-            program.rule_out(error.region, choice.regions)
+            program.cut(error.region, choice.regions, error.needs_bytes)
             sound = sound and error.proven
             if turn >= _CUTS:
                 program.shrink(error.region, error.needs_bytes - error.capacity_bytes)
+                sound = False
+            continue
+        parts = dict(zip((r.name for r in problem.regions), draft.parts, strict=True))
+        excess = program.excess(sum(parts[name].height_bytes for name in names))
+        if excess > 0:
+            for name in names:
+                program.cut(name, choice.regions, parts[name].height_bytes)
+                sound = sound and parts[name].certificate.status == "optimal"
+            if turn >= _CUTS:
+                program.shrink_all(excess)
                 sound = False
             continue
         value = program.cost(choice.regions)
@@ -153,7 +183,8 @@ def _items(problem: Problem, order: Sequence[int], names: tuple[str, ...]) -> It
 
 
 class _Program:
-    """The 0/1 program: one region per item, in no region more bytes at once than it has room for.
+    """The 0/1 program: one region per item, in no region more bytes at once than it has room for, and
+    in all of them no more than the total.
 
     Where every item is one buffer without gaps, all begin at multiples of the region's alignment, so
     each takes its size rounded up to that (``units``) of the room rounded up.
@@ -169,7 +200,8 @@ class _Program:
         self.items = items
         self.room = {name: every if size is None else size for name, size in sizes.items()}
         self.costs = {name: problem.region(name).cost for name in names}
-        self.cuts: list[tuple[str, tuple[int, ...]]] = []
+        self.total = problem.total_bytes
+        self.cuts: list[_Cut] = []
         self.moments = _moments(items)
 
     def cost(self, regions: Sequence[str]) -> int:
@@ -180,13 +212,27 @@ class _Program:
         """``size`` rounded up to the unit of ``region``."""
         return size + -size % self.units[region]
 
-    def rule_out(self, region: str, regions: Sequence[str]) -> None:
-        """Not all of the items that now lie in ``region`` may lie there."""
-        self.cuts.append((region, tuple(n for n, r in enumerate(regions) if r == region)))
+    def height(self, padded: int, region: str) -> int:
+        """How high ``region`` is at least with so many padded bytes: the highest item is not padded."""
+        return max(padded - self.units[region] + 1, 0)
+
+    def excess(self, height: int) -> int:
+        """How much all regions together exceed the total with so many bytes."""
+        return 0 if self.total is None else height - self.total
+
+    def cut(self, region: str, regions: Sequence[str], needs_bytes: int) -> None:
+        """The items that now lie in ``region`` need so many bytes there."""
+        items = tuple(n for n, r in enumerate(regions) if r == region)
+        self.cuts.append(_Cut(region, items, needs_bytes))
 
     def shrink(self, region: str, excess: int) -> None:
         """Give ``region`` less room."""
         self.room[region] = max(self.room[region] - max(excess, 1), 0)
+
+    def shrink_all(self, excess: int) -> None:
+        """Give all regions together less room."""
+        assert self.total is not None
+        self.total = max(self.total - excess, 0)
 
     def choose(self, deadline: Deadline, seed: int, exact: bool) -> _Choice:
         """The least cost; by density alone if not ``exact`` or if time is too short."""
@@ -198,6 +244,10 @@ class _Program:
         lies = [{r: model.new_bool_var("") for r in item.regions} for item in self.items]
         for row in lies:
             model.add_exactly_one(row.values())
+        tops: dict[str, Any] = dict(self.room)
+        if self.total is not None:
+            tops = {name: model.new_int_var(0, room, "") for name, room in self.room.items()}
+            model.add(sum(tops.values()) <= self.total)
         for live in self.moments:
             for region, room in self.room.items():
                 terms = [
@@ -205,11 +255,16 @@ class _Program:
                     for n, size in live.items()
                     if region in lies[n]
                 ]
-                most = self.padded(room, region)
-                if sum(size for _, size in terms) > most:
-                    model.add(sum(var * size for var, size in terms) <= most)
-        for region, cut in self.cuts:
-            model.add_bool_or([lies[n][region].negated() for n in cut])
+                every = self.height(sum(size for _, size in terms), region)
+                if every > room or (every and self.total is not None):
+                    load = sum(var * size for var, size in terms)
+                    model.add(load - self.units[region] + 1 <= tops[region])
+        for cut in self.cuts:
+            inside = [lies[n][cut.region] for n in cut.items]
+            if self.total is None or cut.needs_bytes > self.room[cut.region]:
+                model.add_bool_or([var.negated() for var in inside])
+            else:
+                model.add(tops[cut.region] >= cut.needs_bytes).only_enforce_if(inside)
         pairs = [(n, r) for n, item in enumerate(self.items) for r in item.regions]
         priced = ((lies[n][r], self.items[n].accessed_bytes * self.costs[r]) for n, r in pairs)
         model.minimize(sum(var * price for var, price in priced if price))
@@ -225,7 +280,7 @@ class _Program:
 
     def _densest(self) -> tuple[str, ...] | None:
         """The cheapest of what three orders lead to when each item takes the cheapest region with
-        room."""
+        room; of all regions or, as this leaves gaps in a total, of one alone."""
         items = self.items
         held = [max((x.high - x.low for x in i.extents), default=0) for i in items]
         area = [sum((x.high - x.low) * (x.end - x.start) for x in i.extents) for i in items]
@@ -234,34 +289,47 @@ class _Program:
             sorted(range(len(items)), key=lambda n: -items[n].accessed_bytes / (area[n] or 1)),
             sorted(range(len(items)), key=lambda n: -held[n]),
         )
-        found = [regions for regions in map(self._filled, orders) if regions]
+        alone = [{name} for name in self.room] if self.total is not None else []
+        ways = product(orders, (self.room.keys(), *alone))
+        found = [regions for order, names in ways if (regions := self._filled(order, names))]
         return min(found, key=self.cost) if found else None
 
-    def _filled(self, order: Iterable[int]) -> tuple[str, ...] | None:
-        """The items of ``order``, one by one in the cheapest region with room."""
+    def _filled(self, order: Iterable[int], names: Collection[str]) -> tuple[str, ...] | None:
+        """The items of ``order``, one by one in the cheapest region of ``names`` with room."""
         moments: dict[int, list[tuple[int, int]]] = {}
         for number, live in enumerate(self.moments):
             for n, size in live.items():
                 moments.setdefault(n, []).append((number, size))
-        rooms = {name: self.padded(room, name) for name, room in self.room.items()}
-        free = {name: [room] * len(self.moments) for name, room in rooms.items()}
+        levels = {name: [0] * len(self.moments) for name in self.room}
+        tops = dict.fromkeys(self.room, 0)
         regions: dict[int, str] = {}
         for n in order:
             needs = moments.get(n, [])
             for name in self.items[n].regions:
-                ruled = any(
-                    name == r and n in cut and all(regions.get(m) == r for m in cut if m != n)
-                    for r, cut in self.cuts
-                )
-                enough = (free[name][at] >= self.padded(size, name) for at, size in needs)
-                if not ruled and all(enough):
-                    regions[n] = name
+                if name not in names:
+                    continue
+                held = (levels[name][at] + self.padded(size, name) for at, size in needs)
+                top = max(self.height(max(held, default=0), name), self._known(n, name, regions))
+                higher = {**tops, name: max(tops[name], top)}
+                if higher[name] <= self.room[name] and self.excess(sum(higher.values())) <= 0:
+                    regions[n], tops = name, higher
                     break
             else:
                 return None
             for number, size in needs:
-                free[regions[n]][number] -= self.padded(size, regions[n])
+                levels[regions[n]][number] += self.padded(size, regions[n])
         return tuple(regions[n] for n in range(len(self.items)))
+
+    def _known(self, item: int, region: str, regions: Mapping[int, str]) -> int:
+        """How high ``region`` is known to be if ``item`` joins the items that have ``regions``."""
+        found = (
+            cut.needs_bytes
+            for cut in self.cuts
+            if cut.region == region
+            and item in cut.items
+            and all(regions.get(m) == region for m in cut.items if m != item)
+        )
+        return max(found, default=0)
 
 
 def _moments(items: Sequence[Item]) -> list[dict[int, int]]:
@@ -304,6 +372,8 @@ def _no_way(
     have = " and ".join(
         f"{name} ({'unlimited' if n is None else f'{n:,} B'})" for name, n in rooms.items()
     )
+    if problem.total_bytes is not None:
+        have = f"{have}, {problem.total_bytes:,} B together"
     pool = pooled(problem)
     live, position = live_peak(pool, order, pool.regions[0].name)
     step = f" ({problem.steps[order[position]].name})" if problem.steps else ""

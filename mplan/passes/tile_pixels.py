@@ -10,7 +10,7 @@ from mplan.diagnostics import InfeasibleError, UserError
 from mplan.ir.columns import PIXELS, columns_bytes
 from mplan.ir.graph import Graph, Loop, Op, Scratch, Value
 from mplan.ir.rings import distance, ring_needs, scratch_of
-from mplan.ir.storage import storages
+from mplan.ir.storage import Layout, storages
 from mplan.ir.streaming import flow_of
 from mplan.ir.table import levels
 from mplan.ir.types import Type
@@ -34,8 +34,9 @@ class TilePixels(Pass):
     make that many in a step; on targets that multiply pairs of 16-bit numbers, layers get scratch
     memory for columns (``mplan.ir.columns``).
     Room is what the plan leaves free while an op runs, below the arena's height or below ``budget``
-    bytes if that is more: the arena grows no further. Acts on targets that multiply several numbers at
-    once and whose activations lie in one memory. Runs after ``allocate`` and plans anew.
+    bytes if that is more: the arena grows no further. Of several memories it is what is free in one of
+    them, and all together grow no further. Acts on targets that multiply several numbers at once. Runs
+    after ``allocate`` and plans anew.
     """
 
     name: ClassVar[str] = "tile_pixels"
@@ -46,39 +47,67 @@ class TilePixels(Pass):
         """The graph with scratch memory and its plan; ``graph`` itself if nothing fits."""
         if ctx.plan is None or ctx.lowered is None:
             raise UserError("MP421", "tile_pixels has no plan", help="name it after allocate")
-        if not (ctx.pairs or ctx.vectors) or ctx.layout.memories:
+        if not (ctx.pairs or ctx.vectors):
             return graph
         arena = ctx.layout.arena.name
-        limit = room = max(ctx.plan.peak_bytes(arena), self.budget)
-        live = _live_bytes(ctx)
+        limit = max(ctx.plan.peak_bytes(arena), self.budget)
+        free, less = _free_bytes(ctx, limit), 0
         limit_s = max(ctx.limit_s - ctx.spent_s, _LEAST_SHARE * ctx.limit_s) / _ROUNDS
         for _ in range(_ROUNDS):
-            tiled = tiled_graph(graph, [room - used for used in live], columns=ctx.pairs)
+            tiled = tiled_graph(graph, [size - less for size in free], columns=ctx.pairs)
             if tiled == graph:
                 break
-            inner = replace(ctx, notes=[], captured=None, limit_s=limit_s, spent_s=0.0)
+            layout = _limited(ctx.layout, limit)
+            inner = replace(ctx, notes=[], captured=None, limit_s=limit_s, spent_s=0.0, layout=layout)
             try:
                 for pass_ in (ScheduleOps(), AllocateBuffers()):
                     tiled = pass_.run(tiled, inner)
             except InfeasibleError:
-                room -= PIXELS * _ALIGNMENT
+                less += PIXELS * _ALIGNMENT
                 continue
             assert inner.plan is not None
             height = inner.plan.peak_bytes(arena)
             if height <= limit:
                 ctx.lowered, ctx.plan = inner.lowered, inner.plan
                 return tiled
-            room -= height - limit
+            less += height - limit
         return graph
 
 
-def _live_bytes(ctx: Context) -> list[int]:
-    """The most bytes that live in the arena while each op runs, in the order of the graph."""
+def _limited(layout: Layout, limit: int) -> Layout:
+    """``layout`` whose several memories, if it has some, take at most so many bytes together."""
+    if not layout.memories:
+        return layout
+    arena = replace(layout.arena, capacity_bytes=limit)
+    return replace(
+        layout, arena=arena, inputs=arena if layout.inputs == layout.arena else layout.inputs
+    )
+
+
+def _free_bytes(ctx: Context, limit: int) -> list[int]:
+    """The bytes that are free while each op runs, in the order of the graph; of several memories, which
+    may grow up to ``limit`` together, those of the one with most."""
+    layout, plan = ctx.layout, ctx.plan
+    assert plan is not None
+    spare = limit - plan.peak_bytes(layout.arena.name)
+    found = []
+    for region in layout.memories or (layout.arena,):
+        room = plan.peak_bytes(region.name) + spare
+        if region.capacity_bytes is not None:
+            room = min(room, region.capacity_bytes)
+        found.append([room - used for used in _live_bytes(ctx, region.name)])
+    return [max(sizes) for sizes in zip(*found, strict=True)]
+
+
+def _live_bytes(ctx: Context, region: str) -> list[int]:
+    """The most bytes that live in ``region`` while each op runs, in the order of the graph."""
     import numpy as np
 
     lowered, plan = ctx.lowered, ctx.plan
     assert lowered is not None and plan is not None
-    times, live = levels(*lowered.problem.table.extents(plan.order, ctx.layout.arena.name))
+    size = lowered.problem.table.size
+    mine = [(p.start, p.end, size[p.buffer]) for p in plan.placements if p.region == region]
+    times, live = levels(*np.array(mine, np.int64).reshape(-1, 3).T)
     found: dict[int, int] = {}
     for position, step in enumerate(plan.order):
         op, at = lowered.op_of[step], int(np.searchsorted(times, position, side="right")) - 1

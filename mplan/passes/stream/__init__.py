@@ -24,7 +24,7 @@ from mplan.passes.inplace import Inplace
 from mplan.passes.live import live_peak
 from mplan.passes.stream.costs import Limits
 from mplan.passes.stream.orders import orders
-from mplan.passes.stream.space import ARRIVALS, Arrival, Built, Space
+from mplan.passes.stream.space import ARRIVALS, Arrival, Built, Space, shares_out
 
 #: When the pass acts.
 WHEN = ("always", "emitted", "needed")
@@ -148,8 +148,10 @@ class StreamRows(Pass):
         return min((n for n in (self.budget, fits) if n), default=0)
 
     def _fits(self, graph: Graph, ctx: Context) -> bool:
-        """Whether the budget holds the graph as it is."""
-        return live_bytes(Inplace().run(graph, ctx), ctx) <= (self._budget(ctx) or inf)
+        """Whether the budget, and each of several memories, holds the graph as it is."""
+        written = Inplace().run(graph, ctx)
+        fits = live_bytes(written, ctx) <= (self._budget(ctx) or inf)
+        return fits and shares_out(written, ctx.layout)
 
     def _best(self, space: Space, ctx: Context) -> tuple[Built, int]:
         """The graph to run, and the multiply-accumulates within which none has fewer bytes."""
@@ -163,7 +165,7 @@ class StreamRows(Pass):
         quickest = space.least_work(budget)
         for schedule in (*([quickest] if quickest and fitting else []), *fitting):
             built = space.build(schedule)
-            if built.height_bytes <= budget:
+            if built.height_bytes <= budget and built.shared:
                 break
         return (built, schedule.macs) if fitting else _refuse(space, budget, limit)
 

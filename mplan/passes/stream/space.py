@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
 
+from mplan.diagnostics import InfeasibleError
+from mplan.ir.accesses import accessed_bytes
 from mplan.ir.geometry import Spatial
 from mplan.ir.graph import Graph, Op
-from mplan.ir.storage import Layout, problem_of
+from mplan.ir.storage import Layout, problem_of, share
 from mplan.ir.streaming import dims_of, nodes_of
 from mplan.passes.allocate import allocate
 from mplan.passes.stream.attach import attach
@@ -22,15 +24,19 @@ Emits: TypeAlias = Callable[[Op, Spatial], bool]
 #: How the user's inputs arrive: in the arena, row by row, or in memory outside of the arena.
 Arrival: TypeAlias = Literal["whole", "rows", "flash"]
 ARRIVALS: tuple[Arrival, ...] = ("whole", "rows", "flash")
+#: Seconds that a quick placement in several memories may take.
+_QUICK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A graph of streams and the height at which a quick placement puts its arena."""
+    """A graph of streams and the height at which a quick placement puts its arena; ``shared`` says
+    whether it finds addresses in each of several memories."""
 
     schedule: Schedule
     graph: Graph
     height_bytes: int
+    shared: bool = True
 
 
 def _all(op: Op, rule: Spatial) -> bool:
@@ -102,9 +108,26 @@ def _lowest(graphs: Iterable[Graph], schedule: Schedule, layout: Layout) -> Buil
     for graph in graphs:
         problem = problem_of(graph, layout).problem.unlimited()
         height = allocate(problem, region=layout.arena.name, solver="greedy").height_bytes
-        if best is None or height < best.height_bytes:
-            best = Built(schedule, graph, height)
-        if height <= schedule.peak_bytes:
+        built = Built(schedule, graph, height, shares_out(graph, layout))
+        if best is None or (built.shared, -height) > (best.shared, -best.height_bytes):
+            best = built
+        if built.shared and height <= schedule.peak_bytes:
             break
     assert best is not None
     return best
+
+
+def shares_out(graph: Graph, layout: Layout) -> bool:
+    """Whether a quick placement finds addresses for ``graph`` in each of several memories, where
+    ``layout`` has some."""
+    from mplan.passes.planner import place
+
+    if not layout.memories:
+        return True
+    lowered = problem_of(graph, layout)
+    problem = share(lowered, layout, accessed_bytes(graph, lowered)).problem
+    try:
+        place(problem, range(len(problem.steps)), solver="greedy", limit_s=_QUICK_S)
+    except InfeasibleError:
+        return False
+    return True

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from mplan import compiler
 from mplan.compiler import Result
-from mplan.diagnostics import MplanError
+from mplan.diagnostics import InfeasibleError, MplanError
+from mplan.ir.graph import Graph
+from mplan.ir.types import DType, TensorType
 from mplan.options import Options
 from mplan.targets.load import list_targets, load_target
+
+#: How to stream an image, in words, and the work allowed.
+_STREAMS = (
+    ("rows", "stream rows of the image as they arrive", 1.0),
+    ("rows", "stream rows of the image as they arrive, computing up to a tenth again", 1.1),
+    ("flash", "stream the image from flash", 1.0),
+    ("whole", "stream the image from the arena", 1.0),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +33,43 @@ class Advice:
     peak_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Advised:
+    """A plan with changes that lower its peak. ``refused`` says why there is none within the budget, if
+    so; the plan is then that of an arena without a limit."""
+
+    result: Result
+    advice: tuple[Advice, ...]
+    refused: str = ""
+
+
+def advised(subject: str, options: Options) -> Advised:
+    """The plan of the model at the path ``subject``, and what would lower its peak.
+
+    Raises MplanError.
+    """
+    try:
+        result, refused = compiler.plan(subject, options=options), ""
+    except InfeasibleError as error:
+        options, refused = (
+            replace(options, budget=None, minimise=True),
+            f"{error.code}: {error.message}",
+        )
+        result = compiler.plan(subject, options=options)
+    return Advised(result, advise(subject, result, options), refused)
+
+
 def advise(subject: str, result: Result, options: Options) -> tuple[Advice, ...]:
-    """Changes to ``subject`` (a path that ``compiler.plan`` took) that lower the peak, best first."""
+    """Changes to ``subject`` (a path that ``compiler.plan`` took) that lower the peak, best first; of
+    several that lead to the same the first one."""
     before = _peak(result)
-    found = []
+    found: list[Advice] = []
     for text, attempt in _alternatives(subject, result, options):
         try:
             after = _peak(attempt())
         except MplanError:
             continue
-        if after < before:
+        if after < before and after not in (a.peak_bytes for a in found):
             found.append(Advice(text, after))
     return tuple(sorted(found, key=lambda a: a.peak_bytes))
 
@@ -59,7 +97,8 @@ def _alternatives(
         longer = replace(options, limit=4 * options.limit)
         text = f"give the solvers {longer.limit:g} s (--limit)"
         yield text, lambda: compiler.plan(subject, options=longer)
-    if Path(subject.partition(":")[0]).suffix != ".py":
+    yield from _on_microcontrollers(subject, result, options)
+    if not _is_python(subject):
         return
     from mplan.capture import load_model
 
@@ -76,6 +115,45 @@ def _alternatives(
         yield text, lambda: compiler.plan(module, small, options=options)
     if load_target(options.target).family != "mcu" and all(a.is_floating_point() for a in args):
         yield "run in bfloat16", lambda: _in_bfloat16(module, args, options)
+
+
+def _on_microcontrollers(
+    subject: str, result: Result, options: Options
+) -> Iterator[tuple[str, Callable[[], Result]]]:
+    """Integers, for which C that streams is generated, and the ways to stream them for fewest bytes."""
+    if result.planned is None or result.planned.target.family != "mcu":
+        return
+    float_ = not _has_integers(result.planned.graph)
+    if float_ and not _is_python(subject):
+        return
+    flags = "--quantize int8 --io int8-nhwc" if float_ else ""
+
+    @cache
+    def model() -> Any:
+        if not float_:
+            return result.captured or subject
+        quantised = replace(options, quantize="int8", io="int8-nhwc")
+        return compiler.capture_for(subject, None, None, quantised)
+
+    def stream(way: str, factor: float) -> Result:
+        asked = replace(options, budget=None, input=way, max_mac_factor=factor)
+        return compiler.plan(model(), options=asked)
+
+    if float_:
+        yield f"compute in integers ({flags})", lambda: compiler.plan(model(), options=options)
+    for way, text, factor in _STREAMS:
+        more = f" --max-mac-factor {factor:g}" if factor > 1 else ""
+        yield f"{text} ({f'{flags} --input {way}{more}'.strip()})", partial(stream, way, factor)
+
+
+def _is_python(subject: str) -> bool:
+    return Path(subject.partition(":")[0]).suffix == ".py"
+
+
+def _has_integers(graph: Graph) -> bool:
+    """Whether any op computes in bytes."""
+    types = (v.type for op in graph.ops for v in op.values)
+    return any(isinstance(t, TensorType) and t.dtype is DType.I8 for t in types)
 
 
 def _batch(args: tuple[Any, ...]) -> int:

@@ -292,25 +292,24 @@ def explain(
     from mplan.report import explain as explain_plan
     from mplan.report import render_explanation
 
-    file, advice = _explained(subject, _options(target, budget, solver, limit, seed, ""))
-    explanation = explain_plan(file, advice)
+    explanation = explain_plan(*_explained(subject, _options(target, budget, solver, limit, seed, "")))
     if as_json:
         _emit(explanation.to_json())
     else:
         render_explanation(explanation, err)
 
 
-def _explained(subject: str, options: Options) -> tuple[PlanFile, tuple[tuple[str, int], ...]]:
+def _explained(subject: str, options: Options) -> tuple[PlanFile, tuple[tuple[str, int], ...], str]:
+    """A plan, what would lower its peak, and why there is none within the budget, if so."""
     if subject.endswith(".json"):
         from mplan.ir.plan_json import load_plan
 
-        return load_plan(Path(subject))[1], ()
-    from mplan import advice, compiler
+        return load_plan(Path(subject))[1], (), ""
+    from mplan.advice import advised
 
     with _progress(f"planning {subject} and its alternatives"):
-        result = compiler.plan(subject, options=options)
-        priced = advice.advise(subject, result, options)
-    return result.file, tuple((a.text, a.peak_bytes) for a in priced)
+        found = advised(subject, options)
+    return found.result.file, tuple((a.text, a.peak_bytes) for a in found.advice), found.refused
 
 
 @app.command()

@@ -299,7 +299,8 @@ class Explanation:
 
     ``peak_live_bytes`` are live at ``position``; ``peak_bytes`` is the height of the arena.
     ``sources`` are the user's source lines by bytes held at the peak. ``advice`` are (text, peak
-    bytes after it), each tried by planning again.
+    bytes after it), each tried by planning again. ``refused`` says why there is no plan within the
+    budget, if so; this one then has no limit.
     """
 
     model: str
@@ -314,6 +315,7 @@ class Explanation:
     holders: tuple[Holder, ...]
     sources: tuple[tuple[str, int], ...]
     advice: tuple[tuple[str, int], ...] = ()
+    refused: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the fields of this class."""
@@ -322,6 +324,7 @@ class Explanation:
             **asdict(self),
             "sources": [{"where": where, "bytes": size} for where, size in self.sources],
             "advice": [{"text": text, "peak_bytes": peak} for text, peak in self.advice],
+            "refused": self.refused or None,
         }
 
     def headline(self) -> str:
@@ -332,11 +335,11 @@ class Explanation:
         return f"{live}, {place}" if place else live
 
 
-def explain(file: PlanFile, advice: Sequence[tuple[str, int]] = ()) -> Explanation:
+def explain(file: PlanFile, advice: Sequence[tuple[str, int]] = (), refused: str = "") -> Explanation:
     """Who holds the memory of the main region at the plan's peak, and why.
 
     The main region is the one that the schedule was made for. ``advice`` are (text, peak bytes
-    after it) and are passed through, the best first.
+    after it) and are passed through, the best first, and so is ``refused``.
     """
     timeline = Timeline.of(file)
     use = timeline.primary
@@ -358,6 +361,7 @@ def explain(file: PlanFile, advice: Sequence[tuple[str, int]] = ()) -> Explanati
         holders=holders,
         sources=_by_source(holders),
         advice=tuple(sorted(((text, peak) for text, peak in advice), key=lambda a: a[1])),
+        refused=refused,
     )
 
 
@@ -385,6 +389,8 @@ def render_explanation(explanation: Explanation, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    if explanation.refused:
+        console.print(Text(clean(f"does not fit: {explanation.refused}"), style="yellow"))
     console.print(Text(clean(explanation.headline()), style="bold"))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("bytes", "share", "buffer", "shape", "source", "why it is alive"):

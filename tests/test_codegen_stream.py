@@ -250,6 +250,43 @@ def test_images_are_at_most_16_bits_long(length: int, dimension: int) -> None:
             assert "more than 32,767 rows or columns" in refusal(found, net, LAYOUT)
 
 
+@pytest.mark.parametrize("number", [32767, 32768])
+@pytest.mark.parametrize("field", ["stride", "dilation"])
+def test_windows_are_at_most_16_bits_wide(field: str, number: int) -> None:
+    net = QuantizedNet(4, 4, 2)
+    graph = net.graph(net.conv("x", 4, **{field: (1, number)}))
+    for found in (graph, streamed(graph, Choice("row"), False)):
+        if number == 32767:
+            assert files_of(found, net, LAYOUT)
+        else:
+            assert f"with a {field} of more than 32,767" in refusal(found, net, LAYOUT)
+
+
+@pytest.mark.parametrize("reach", [16383, 16384])
+def test_stages_reach_at_most_16_bits_far(reach: int) -> None:
+    """A stage that needs a row so far behind its own, though its window has room in 16 bits."""
+    net = QuantizedNet(3, 3, 2)
+    wide: dict[str, Any] = {"dilation": (reach, 1), "padding": (0, 2 * reach, 0, 0)}
+    graph = net.graph(net.conv(net.conv("x", 2), 4, (3, 1), **wide))
+    assert files_of(graph, net, LAYOUT)
+    stream = streamed(graph, Choice("row"), False)
+    if reach == 16383:
+        assert files_of(stream, net, LAYOUT)
+    else:
+        assert "reaches more than 32,767 rows or columns" in refusal(stream, net, LAYOUT)
+
+
+@pytest.mark.parametrize("length", [32767, 32768])
+def test_pixels_are_picked_by_16_bits(length: int) -> None:
+    net = QuantizedNet(1, length, 1)
+    how = "size=[1, 2], align_corners=false, half_pixel_centers=false"
+    graph = net.graph(net.op("mplan.resize_nearest2d", (1, 1, 2, 1), "input=%x", how))
+    if length == 32767:
+        assert f"{{0, {length // 2}}}" in files_of(graph, net, LAYOUT)["net.c"]
+    else:
+        assert "more than 32,767 rows or columns" in refusal(graph, net, LAYOUT)
+
+
 def test_rows_arrive_for_one_input() -> None:
     net = QuantizedNet(4, 5, 2)
     result = net.add("x", "x")

@@ -65,10 +65,8 @@ def _body(loop: Loop) -> Iterator[str]:
         yield "only a stream by pixels that goes down makes several of them in a step"
     if any(op.is_view for op in body.ops):
         yield "the body of a stream has no views"
-    if any(
-        len(op.scratch) > 1 or any((s.start, s.end) != (0, 1) for s in op.scratch) for op in body.ops
-    ):
-        yield "an op of a stream has one piece of scratch"
+    if any(len(op.scratch) > 1 or op.phases > 1 for op in body.ops):
+        yield "an op of a stream has one phase, with at most one piece of scratch"
     root = storages(body).root
     made = {node.out for node in nodes}
     outs = [root[name] for name in body.output_names]

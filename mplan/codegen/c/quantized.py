@@ -252,6 +252,7 @@ def resize(site: Site) -> Code:
     """Pixels from the nearest ones, by their indices."""
     x, y = site.tensor("input"), site.result
     _require_dense(site, x, y)
+    site.require(max(x.shape[1:3]) <= LARGEST, f"with more than {LARGEST:,} rows or columns")
     mode = bool(site.arg("align_corners")), bool(site.arg("half_pixel_centers"))
     lines = []
     for name, d in (("from_rows", 1), ("from_columns", 2)):

@@ -13,7 +13,7 @@ from math import gcd, prod
 
 from mplan.codegen.c.conv import Geometry
 from mplan.codegen.c.render import function
-from mplan.codegen.c.rows import Row, image_type, row_kernel
+from mplan.codegen.c.rows import LARGEST, Row, image_type, row_kernel
 from mplan.codegen.c.structs import invoke_with
 from mplan.codegen.c.table import Site
 from mplan.codegen.c.tensors import Code, Function, Tensor, argument
@@ -52,7 +52,7 @@ def convolution(row: Row) -> Code:
     pixel = _padding(zero if value is None else int(value), channels)
     outside = (pixel,) if padded else ()
     fields = {
-        **_window(w.shape[1:3], stride, padding, dilation),
+        **_window(site, w.shape[1:3], stride, padding, dilation),
         "outside": outside[0].name if outside else 0,
     }
     depth = 1 if depthwise else w.shape[3]
@@ -67,9 +67,8 @@ def convolution(row: Row) -> Code:
 def dense(row: Row) -> Code:
     """Pixels of a row, each of which a fully connected layer makes of the same pixel of the input."""
     depth = row.site.tensor("weight").shape[1]
-    return _layer(
-        row, _deep(row.site, 1, depth, False), depth, _window((1, 1), (1, 1), (0,) * 4, (1, 1))
-    )
+    window = _window(row.site, (1, 1), (1, 1), (0,) * 4, (1, 1))
+    return _layer(row, _deep(row.site, 1, depth, False), depth, window)
 
 
 def _layer(row: Row, form: _Form, depth: int, fields: dict[str, int | str]) -> Code:
@@ -302,7 +301,7 @@ def pool(row: Row) -> Code:
     size, stride, padding = (site.integers(n) for n in ("kernel_size", "stride", "padding"))
     outside = _padding(-128 if largest else 0, channels)
     fields = {
-        **_window(size, stride, padding, (1, 1)),
+        **_window(site, size, stride, padding, (1, 1)),
         "outside": outside.name,
         "out_c": channels,
         **result_range(site, 0),
@@ -322,9 +321,15 @@ def _invoke(row: Row, made: Function, fields: dict[str, int | str], *more: str) 
 
 
 def _window(
-    size: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+    site: Site,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
 ) -> dict[str, int | str]:
     pairs = {"kernel": size, "stride": stride, "pad": padding[::2], "dilation": dilation}
+    for name, numbers in pairs.items():
+        site.require(max(numbers) <= LARGEST, f"with a {name} of more than {LARGEST:,}")
     return {
         f"window.{name}_{axis}": number
         for name, numbers in pairs.items()

@@ -45,7 +45,7 @@ class Row:
         return place if 0 < needed <= scratch[0].numel else None
 
 
-#: Sizes of images, and steps from pixel to pixel, are 16 bits wide in an ``image_t``.
+#: Sizes of images, steps from pixel to pixel, windows and what stages need are 16 bits wide in C.
 LARGEST = 2**15 - 1
 
 RowEmitter: TypeAlias = Callable[[Row], Code]

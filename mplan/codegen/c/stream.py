@@ -239,8 +239,10 @@ class _Stream:
     def _read(self, read: Read) -> tuple[int, ...]:
         rows, cols = read.reach
         edges = (rows.low if self.up else rows.high, cols.low if self.back else cols.high)
-        source = self.flow.maker[read.source]
-        return (source, rows.scale, edges[0], rows.div, cols.scale, edges[1], cols.div)
+        needs = (rows.scale, edges[0], rows.div, cols.scale, edges[1], cols.div)
+        reach = f"that reaches more than {LARGEST:,} rows or columns"
+        self.site.require(max(map(abs, needs)) <= LARGEST, reach)
+        return (self.flow.maker[read.source], *needs)
 
     def _spans(self, down: Line, across: Line) -> list[tuple[int, ...]]:
         return [(*down.steps(s), *across.steps(s)) for s in self.flow.stages]

@@ -17,7 +17,7 @@ from mplan.options import Options
 from mplan.targets.load import list_targets, load_target
 
 #: How to stream an image, in words, and the work allowed.
-_STREAMS = (
+_WAYS = (
     ("rows", "stream rows of the image as they arrive", 1.0),
     ("rows", "stream rows of the image as they arrive, computing up to a tenth again", 1.1),
     ("flash", "stream the image from flash", 1.0),
@@ -51,27 +51,32 @@ def advised(subject: str, options: Options) -> Advised:
     try:
         result, refused = compiler.plan(subject, options=options), ""
     except InfeasibleError as error:
-        options, refused = (
-            replace(options, budget=None, minimise=True),
-            f"{error.code}: {error.message}",
-        )
+        refused = f"{error.code}: {error.message}"
+        options = replace(options, budget=None, minimise=True)
         result = compiler.plan(subject, options=options)
     return Advised(result, advise(subject, result, options), refused)
 
 
 def advise(subject: str, result: Result, options: Options) -> tuple[Advice, ...]:
     """Changes to ``subject`` (a path that ``compiler.plan`` took) that lower the peak, best first; of
-    several that lead to the same the first one."""
+    ways to stream that need the same the first one."""
     before = _peak(result)
-    found: list[Advice] = []
-    for text, attempt in _alternatives(subject, result, options):
+    found = _priced(_alternatives(subject, result, options), before)
+    streams = {a.peak_bytes: a for a in reversed(_priced(_streams(subject, result, options), before))}
+    return tuple(sorted([*found, *streams.values()], key=lambda a: a.peak_bytes))
+
+
+def _priced(attempts: Iterator[tuple[str, Callable[[], Result]]], before: int) -> list[Advice]:
+    """The attempts whose plan is lower than ``before``."""
+    found = []
+    for text, attempt in attempts:
         try:
             after = _peak(attempt())
         except MplanError:
             continue
-        if after < before and after not in (a.peak_bytes for a in found):
+        if after < before:
             found.append(Advice(text, after))
-    return tuple(sorted(found, key=lambda a: a.peak_bytes))
+    return found
 
 
 def larger_target(peak_bytes: int, family: str) -> str | None:
@@ -97,7 +102,6 @@ def _alternatives(
         longer = replace(options, limit=4 * options.limit)
         text = f"give the solvers {longer.limit:g} s (--limit)"
         yield text, lambda: compiler.plan(subject, options=longer)
-    yield from _on_microcontrollers(subject, result, options)
     if not _is_python(subject):
         return
     from mplan.capture import load_model
@@ -117,10 +121,11 @@ def _alternatives(
         yield "run in bfloat16", lambda: _in_bfloat16(module, args, options)
 
 
-def _on_microcontrollers(
+def _streams(
     subject: str, result: Result, options: Options
 ) -> Iterator[tuple[str, Callable[[], Result]]]:
-    """Integers, for which C that streams is generated, and the ways to stream them for fewest bytes."""
+    """On microcontrollers: integers, for which C that streams is generated, and the ways to stream them
+    for fewest bytes."""
     if result.planned is None or result.planned.target.family != "mcu":
         return
     float_ = not _has_integers(result.planned.graph)
@@ -141,7 +146,7 @@ def _on_microcontrollers(
 
     if float_:
         yield f"compute in integers ({flags})", lambda: compiler.plan(model(), options=options)
-    for way, text, factor in _STREAMS:
+    for way, text, factor in _WAYS:
         more = f" --max-mac-factor {factor:g}" if factor > 1 else ""
         yield f"{text} ({f'{flags} --input {way}{more}'.strip()})", partial(stream, way, factor)
 

@@ -1,4 +1,4 @@
-"""The command line: the only place that prints or exits.
+"""The command line. It and the files beside it (``cli_…``) are the only place that prints or exits.
 
 Data goes to stdout (``--json``: one object with ``schema_version``), text for people to stderr.
 Exit codes: 0 ok, 1 our bug, 2 usage, 3 unsupported model, 4 over budget, 5 check, diff or verification
@@ -7,18 +7,14 @@ failed, 6 missing tool.
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from mplan import cli_console as console
 from mplan.cli_options import (
     Arrival,
     Budget,
@@ -35,15 +31,16 @@ from mplan.cli_options import (
     Seed,
     Solver,
     Target,
+    int8_of,
+    options_of,
 )
-from mplan.diagnostics import CheckError, ExitCode, InternalError, MplanError, UserError, render
+from mplan.cli_plans import check, diff, explain, viz
+from mplan.diagnostics import CheckError, InternalError, MplanError, UserError, render
 
 if TYPE_CHECKING:
     from mplan.frontier import Frontier
     from mplan.ir.plan import PlanFile
     from mplan.options import Options
-
-SCHEMA_VERSION = 1
 
 app = typer.Typer(
     name="mplan",
@@ -52,8 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 
 def main() -> None:
@@ -63,7 +58,7 @@ def main() -> None:
     except MplanError as error:
         _fail(error)
     except KeyboardInterrupt:
-        err.print("interrupted")
+        console.err.print("interrupted")
         raise SystemExit(130) from None
     except Exception as error:
         _fail(_bug(error))
@@ -85,24 +80,9 @@ def _fail(error: MplanError) -> None:
         document = {"code": error.code, "message": error.message, "help": error.help}
         place = {"where": str(error.where) if error.where else None}
         notes = [{"message": m, "where": str(w) if w else None} for m, w in error.notes]
-        _emit({"error": {**document, **place, "notes": notes}})
-    err.print(render(error), markup=False, soft_wrap=True)
+        console.emit({"error": {**document, **place, "notes": notes}})
+    console.err.print(render(error), markup=False, soft_wrap=True)
     raise SystemExit(int(error.exit_code))
-
-
-def _emit(document: Mapping[str, Any]) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2))
-
-
-@contextmanager
-def _progress(text: str) -> Iterator[None]:
-    """A spinner on a terminal, silence elsewhere."""
-    if not err.is_terminal:
-        yield
-        return
-    with err.status(text):
-        yield
 
 
 @app.command()
@@ -140,27 +120,29 @@ def plan(
     from mplan import compiler
     from mplan.report import render as show
 
-    more = {**_int8(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
+    more = {**int8_of(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
     more |= {"scans": scans, "memories": memories or None}
-    options = _options(target, budget, solver, limit, seed, dump, minimise, **more)
+    options = options_of(target, budget, solver, limit, seed, dump, minimise, **more)
     if pareto:
         if output or minimise:
             message = "--pareto shows many plans; it writes none and minimises nothing"
             raise UserError("MP423", message, help="leave out -o and --minimise, or --pareto")
         _pareto(model, options, html, svg, as_json)
         return
-    with _progress(f"planning {model}"):
+    with console.progress(f"planning {model}"):
         result = compiler.plan(model, options=options)
     smallest = compiler.smallest(result.file) if minimise else None
     if output:
         _write_plan(output, result.file)
     _draw(result.file, html, svg)
     if as_json:
-        _emit({**result.report.to_json(), **({"smallest": smallest.to_json()} if smallest else {})})
+        console.emit(
+            {**result.report.to_json(), **({"smallest": smallest.to_json()} if smallest else {})}
+        )
     else:
-        show(result.report, err)
+        show(result.report, console.err)
         if smallest:
-            err.print(str(smallest), markup=False)
+            console.err.print(str(smallest), markup=False)
 
 
 @app.command("compile")
@@ -197,24 +179,24 @@ def compile_(
     from mplan.report import render as show
     from mplan.runtime import footprint
 
-    more = {**_int8(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
+    more = {**int8_of(quantize, calibrate, io), "max_mac_factor": max_mac_factor, "input": arrival}
     more |= {"scans": scans, "memories": memories or None}
-    options = _options(target, budget, solver, limit, seed, dump, **more)
-    with _progress(f"compiling {model}"):
+    options = options_of(target, budget, solver, limit, seed, dump, **more)
+    with console.progress(f"compiling {model}"):
         compiled = compile_model(model, out=output, name=name, project=project, options=options)
     _draw(compiled.result.file, html, None)
     image = None
     if build and footprint.is_measurable(output):
-        with _progress(f"building {output}"):
+        with console.progress(f"building {output}"):
             image = footprint.measure(output)
     if as_json:
         files = {"folder": str(output), "files": list(compiled.files)}
-        _emit({**compiled.report.to_json(), **files, "image": image and image.to_json()})
+        console.emit({**compiled.report.to_json(), **files, "image": image and image.to_json()})
     else:
-        show(compiled.report, err)
+        show(compiled.report, console.err)
         if image:
-            footprint.render(image, err)
-        err.print(f"wrote {len(compiled.files)} files to {output}")
+            footprint.render(image, console.err)
+        console.err.print(f"wrote {len(compiled.files)} files to {output}")
 
 
 @app.command()
@@ -230,130 +212,19 @@ def run(
     from mplan.runtime.device import run_bundle
     from mplan.runtime.run_report import render as render_run
 
-    with _progress(f"running {folder} in {emulator}"):
+    with console.progress(f"running {folder} in {emulator}"):
         outcome = run_bundle(folder, emulator=emulator, timeout_s=timeout)
     if as_json:
-        _emit(outcome.to_json())
+        console.emit(outcome.to_json())
     else:
-        render_run(outcome, err)
+        render_run(outcome, console.err)
     if not outcome.outputs_match:
         limit = f"{outcome.max_abs_err:.3g}"
         raise CheckError("MP530", f"the emulator's outputs differ from PyTorch's by {limit}")
 
 
-@app.command()
-def check(
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN.JSON")], as_json: Json = False
-) -> None:
-    """Replay a plan independently of the solvers and name everything that is wrong with it."""
-    from mplan.ir.check import check_file
-    from mplan.ir.plan_json import load_plan
-
-    document, file = load_plan(plan_file)
-    violations = check_file(document, file)
-    rows = [{"code": v.code, "reason": v.reason, "message": v.message} for v in violations]
-    if as_json:
-        _emit({"ok": not violations, "violations": rows, "digest": file.plan.digest})
-    if violations:
-        notes = tuple((f"{v.code} {v.reason}: {v.message}", None) for v in violations)
-        count = len(violations)
-        error = CheckError("MP200", f"{plan_file} breaks {count} condition(s)", notes=notes)
-        if not as_json:
-            raise error
-        raise SystemExit(int(ExitCode.CHECK_FAILED))
-    if not as_json:
-        err.print(f"ok: {len(file.problem.buffers)} buffers, {len(file.problem.steps)} steps, ", end="")
-        err.print(f"{file.plan.status}, gap {file.plan.gap:.2%}")
-
-
-@app.command()
-def explain(
-    subject: Annotated[str, typer.Argument(help="A model, a plan.json, or an error code (MP205).")],
-    target: Target = "cpu",
-    budget: Budget = None,
-    solver: Solver = "auto",
-    limit: Limit = 10.0,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Say where the peak is, who holds it, and what would lower it (each advice was re-planned)."""
-    from mplan.codes import CODES
-
-    if subject.upper() in CODES:
-        code = CODES[subject.upper()]
-        if as_json:
-            _emit({"code": subject.upper(), "title": code.title, "text": code.text})
-        else:
-            out.print(f"{subject.upper()}: {code.title}\n\n{code.text}", markup=False)
-        return
-    if re.fullmatch(r"MP\d+", subject.upper()):
-        hint = f"codes go from {min(CODES)} to {max(CODES)}; docs/errors.md lists them"
-        raise UserError("MP429", f"there is no error code {subject.upper()}", help=hint)
-    from mplan.report import explain as explain_plan
-    from mplan.report import render_explanation
-
-    explanation = explain_plan(*_explained(subject, _options(target, budget, solver, limit, seed, "")))
-    if as_json:
-        _emit(explanation.to_json())
-    else:
-        render_explanation(explanation, err)
-
-
-def _explained(subject: str, options: Options) -> tuple[PlanFile, tuple[tuple[str, int], ...], str]:
-    """A plan, what would lower its peak, and why there is none within the budget, if so."""
-    if subject.endswith(".json"):
-        from mplan.ir.plan_json import load_plan
-
-        return load_plan(Path(subject))[1], (), ""
-    from mplan.advice import advised
-
-    with _progress(f"planning {subject} and its alternatives"):
-        found = advised(subject, options)
-    return found.result.file, tuple((a.text, a.peak_bytes) for a in found.advice), found.refused
-
-
-@app.command()
-def viz(
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN.JSON")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: by format.")] = None,
-    other: Annotated[Path | None, typer.Option(help="A second plan, to compare with.")] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="html, svg, text, snapshot (memory_viz), trace (Chrome).")
-    ] = "",
-) -> None:
-    """Draw a plan: one offline HTML file, or SVG, text, PyTorch memory_viz, Chrome trace."""
-    from mplan.files import write_atomic
-    from mplan.ir.plan_json import load_plan
-    from mplan.viz import ENDINGS, draw, format_of
-
-    chosen = form or (format_of(output) if output else "html")
-    before = load_plan(other)[1] if other else None
-    made = draw(load_plan(plan_file)[1], chosen, before)
-    if chosen == "text" and output is None:
-        print(made)
-        return
-    path = output or plan_file.with_suffix(ENDINGS[chosen])
-    write_atomic(path, made)
-    err.print(f"wrote {path}")
-
-
-@app.command()
-def diff(
-    before: Annotated[Path, typer.Argument(metavar="A.JSON")],
-    after: Annotated[Path, typer.Argument(metavar="B.JSON")],
-    as_json: Json = False,
-) -> None:
-    """Compare two plans; exit code 5 if they differ."""
-    from mplan.compare import compare, render_comparison
-    from mplan.ir.plan_json import load_plan
-
-    comparison = compare(load_plan(before)[1], load_plan(after)[1])
-    if as_json:
-        _emit(comparison.to_json())
-    else:
-        render_comparison(comparison, err)
-    if not comparison.equal:
-        raise SystemExit(int(ExitCode.CHECK_FAILED))
+for command in (check, explain, viz, diff):
+    app.command()(command)
 
 
 @app.command()
@@ -391,7 +262,7 @@ def targets(as_json: Json = False) -> None:
 
     known = [load_target(name) for name in list_targets()]
     if as_json:
-        _emit({"targets": [asdict(t) for t in known]})
+        console.emit({"targets": [asdict(t) for t in known]})
         return
     table = Table("target", "family", "core", "memories", box=None)
     for t in known:
@@ -399,7 +270,7 @@ def targets(as_json: Json = False) -> None:
             f"{m.name} {human_bytes(m.size_bytes) if m.size_bytes else '∞'}" for m in t.memories
         )
         table.add_row(t.name, t.family, t.isa.core or t.isa.arch, sizes)
-    out.print(table)
+    console.out.print(table)
 
 
 @app.command()
@@ -415,38 +286,17 @@ def doctor(
     if prepare:
         from mplan.passes.prepare import prepare as compile_searches
 
-        with _progress("compiling the searches"):
+        with console.progress("compiling the searches"):
             compile_searches()
     findings = examine()
     if as_json:
-        _emit({"findings": [asdict(f) for f in findings]})
+        console.emit({"findings": [asdict(f) for f in findings]})
         return
     for f in findings:
         mark = "ok     " if f.found else "missing"
-        out.print(f"{mark} {f.name:<22} {f.version:<14} {f.purpose}", markup=False)
+        console.out.print(f"{mark} {f.name:<22} {f.version:<14} {f.purpose}", markup=False)
         if not f.found:
-            out.print(f"        {f.remedy}", markup=False)
-
-
-def _options(
-    target: str,
-    budget: str | None,
-    solver: str,
-    limit: float,
-    seed: int,
-    dump: str,
-    minimise: bool = False,
-    **more: Any,
-) -> Options:
-    from mplan.options import Options
-
-    given = {"target": target, "budget": budget, "minimise": minimise, "solver": solver}
-    return Options.parse({**given, "limit": limit, "seed": seed, "dump": dump or None, **more})
-
-
-def _int8(quantize: str, calibrate: Path | None, io: str) -> dict[str, Any]:
-    """The options of quantised networks, those that are given."""
-    return {"quantize": quantize or None, "calibrate": str(calibrate or "") or None, "io": io or None}
+            console.out.print(f"        {f.remedy}", markup=False)
 
 
 def _write_plan(path: Path, file: PlanFile) -> None:
@@ -476,13 +326,13 @@ def _pareto(model: str, options: Options, html: Path | None, svg: Path | None, a
     from mplan import compiler
     from mplan.frontier import render as show
 
-    with _progress(f"exploring {model}"):
+    with console.progress(f"exploring {model}"):
         frontier = compiler.pareto(model, options=options)
     _draw(frontier, html, svg)
     if as_json:
-        _emit(frontier.to_json())
+        console.emit(frontier.to_json())
     else:
-        show(frontier, err)
+        show(frontier, console.err)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from mplan.options import Options
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Target = Annotated[str, typer.Option("--target", "-t", help="A target's name or a TOML file.")]
@@ -40,3 +43,25 @@ Memories = Annotated[
     str, typer.Option(help="What holds activations in place of the arena: dtcm=64KiB,sram.")
 ]
 Html = Annotated[Path | None, typer.Option(help="Also write the picture of the plan to this file.")]
+
+
+def options_of(
+    target: str,
+    budget: str | None,
+    solver: str,
+    limit: float,
+    seed: int,
+    dump: str,
+    minimise: bool = False,
+    **more: Any,
+) -> Options:
+    """What was given on the command line, and by name ``more``. UserError MP423 for a bad value."""
+    from mplan.options import Options
+
+    given = {"target": target, "budget": budget, "minimise": minimise, "solver": solver}
+    return Options.parse({**given, "limit": limit, "seed": seed, "dump": dump or None, **more})
+
+
+def int8_of(quantize: str, calibrate: Path | None, io: str) -> dict[str, Any]:
+    """The options of quantised networks, those that are given."""
+    return {"quantize": quantize or None, "calibrate": str(calibrate or "") or None, "io": io or None}

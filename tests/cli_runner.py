@@ -25,13 +25,13 @@ def run_cli(*args: object) -> Outcome:
     """Exit code, stdout and stderr of ``mplan ARGS``."""
     from rich.console import Console
 
-    from mplan import cli
+    from mplan import cli, cli_console
 
     out, err = io.StringIO(), io.StringIO()
-    before = sys.argv, cli.out, cli.err
+    before = sys.argv, cli_console.out, cli_console.err
     sys.argv = ["mplan", *map(str, args)]
-    cli.out = Console(file=out, highlight=False, width=200)
-    cli.err = Console(file=err, highlight=False, width=200)
+    cli_console.out = Console(file=out, highlight=False, width=200)
+    cli_console.err = Console(file=err, highlight=False, width=200)
     code = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -39,5 +39,5 @@ def run_cli(*args: object) -> Outcome:
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:
-        sys.argv, cli.out, cli.err = before
+        sys.argv, cli_console.out, cli_console.err = before
     return Outcome(code, out.getvalue(), err.getvalue())

@@ -168,6 +168,8 @@ def elementwise(net: Net) -> None:
         small = net.b.const(net.numbers(6), "int8", scale=0.03, zero_point=4)
         net.add(name, [small, x], (2, 9, 7, 6), *options)
     net.add("RELU6", [x], (2, 9, 7, 6))
+    slopes = net.b.const(net.numbers(1, 1, 6), "int8", scale=0.01, zero_point=-5)
+    net.add("PRELU", [x, slopes], (2, 9, 7, 6))
     net.add("QUANTIZE", [x], (2, 9, 7, 6), "QuantizeOptions")
     net.add("LOGISTIC", [x], (2, 9, 7, 6), scale=1 / 256, zero=-128)
     net.add("HARD_SWISH", [x], (2, 9, 7, 6))

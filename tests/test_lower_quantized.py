@@ -33,6 +33,14 @@ def squeeze(x: torch.Tensor) -> torch.Tensor:
     return x.mean((2, 3), keepdim=True)
 
 
+class PReLU(nn.PReLU):
+    """With a slope for each channel, the first one negative."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.weight.data = torch.linspace(-0.3, 0.9, channels)
+
+
 OPS: dict[str, tuple[Any, ...]] = {
     "conv": (conv(5, 3, padding=1), IMAGE),
     "conv_strided": (conv(8, (3, 4), stride=(2, 3), padding=(1, 2)), IMAGE),
@@ -116,6 +124,10 @@ OPS: dict[str, tuple[Any, ...]] = {
     "gelu": (nn.GELU(), ROWS),
     "gelu_tanh": (nn.GELU("tanh"), ROWS),
     "leaky_relu": (nn.LeakyReLU(0.1), IMAGE),
+    "prelu": (nn.PReLU(), IMAGE),
+    "prelu_per_channel": (PReLU(6), IMAGE),
+    "prelu_of_rows": (PReLU(3), ROWS),
+    "prelu_of_features": (PReLU(12), (5, 12)),
     "elu": (nn.ELU(), IMAGE),
     "relu_alone": (nn.ReLU(), IMAGE),
     "less_its_transpose": (Calls(lambda x: x - x.transpose(1, 2)), (2, 6, 6)),

@@ -240,6 +240,18 @@ def test_sums_and_products(name, sa, sb, sy, za, zb, zy, activation, shape, seed
     assert agreement(b.finish(y), [draw(2, 3, 5, 5), draw(*z_shape)])
 
 
+@MANY
+@given(SCALE, SCALE, SCALE, ZERO, ZERO, ZERO, st.sampled_from([(1, 1, 5), (5,), (3, 5, 1)]), SEED)
+def test_prelu(sx, ss, sy, zx, zs, zy, shape, seed):
+    draw = numbers(seed)
+    b = Builder()
+    x = b.input((2, 3, 5, 5), scale=sx, zero_point=zx)
+    slope = b.const(draw(*shape), "int8", scale=ss, zero_point=zs)
+    y = b.tensor((2, 3, 5, 5), scale=sy, zero_point=zy)
+    b.op("PRELU", [x, slope], [y])
+    assert agreement(b.finish(y), [draw(2, 3, 5, 5)])
+
+
 UNARY: dict[str, tuple[str, dict[str, Any], tuple[float, int] | None]] = {
     "LOGISTIC": ("", {}, (1 / 256, -128)),
     "TANH": ("", {}, (1 / 128, 0)),

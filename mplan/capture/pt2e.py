@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 #: Composite ops that the quantizer knows whole.
-_NAMES = ("conv1d", "conv2d", "linear", "layer_norm", "matmul", "max_pool2d")
+_NAMES = ("conv1d", "conv2d", "linear", "layer_norm", "matmul", "max_pool2d", "prelu")
 _WHOLE = tuple(f"aten::{name}" for name in _NAMES)
 #: Ops that are views and a copy.
 _SHUFFLES = ("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle")

@@ -25,7 +25,13 @@ _WEIGHTED = {
     "aten.linear.default",
 }
 _BINARY = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.matmul.default"}
-_UNARY = {"aten.layer_norm.default", "aten.mean.dim", "aten.mean.default", "aten.sum.dim_IntList"}
+_UNARY = {
+    "aten.layer_norm.default",
+    "aten.mean.dim",
+    "aten.mean.default",
+    "aten.prelu.default",
+    "aten.sum.dim_IntList",
+}
 _CLAMPS = {
     "aten.relu.default",
     "aten.relu6.default",

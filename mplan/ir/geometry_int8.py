@@ -200,7 +200,8 @@ RULES: dict[str, Rule] = {
     "mplan.resize_bilinear2d": _interpolate,
     **dict.fromkeys(("mplan.qlinear", "mplan.qsoftmax", "mplan.qlayer_norm"), _by_pixel),
     **dict.fromkeys(
-        ("mplan.qadd", "mplan.qsub", "mplan.qmul", "mplan.qtable", "mplan.requantize"), _pointwise
+        ("mplan.qadd", "mplan.qsub", "mplan.qmul", "mplan.qprelu", "mplan.qtable"), _pointwise
     ),
+    "mplan.requantize": _pointwise,
     **dict.fromkeys(("mplan.quantize", "mplan.dequantize"), _pointwise),
 }

@@ -353,6 +353,11 @@ _PRODUCT = _params(
     "input:t other:t input_zero_point:i other_zero_point:i multiplier:i shift:i output_zero_point:i",
     *_CLAMP,
 )
+_SLOPED = _params(
+    "input:t other:t input_zero_point:i input_multiplier:i input_shift:i other_zero_point:i "
+    "multiplier:i shift:i output_zero_point:i",
+    *_CLAMP,
+)
 _LINEAR = (
     *_params(
         "input:t weight:t bias:t? multiplier:t shift:t input_zero_point:i output_zero_point:i", *_CLAMP
@@ -383,6 +388,7 @@ ROWS: dict[str, OpDef] = {
         _row("qadd", _SUM, _infer_binary, pointwise=True),
         _row("qsub", _SUM, _infer_binary, pointwise=True),
         _row("qmul", _PRODUCT, _infer_binary, pointwise=True),
+        _row("qprelu", _SLOPED, _infer_binary, pointwise=True),
         _row("qavg_pool2d", _POOL, _infer_pool),
         _row("qmax_pool2d", _POOL, _infer_pool),
         _row("qmean", _MEAN, _infer_mean),

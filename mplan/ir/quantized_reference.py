@@ -289,6 +289,30 @@ def qmul(
     return requantized(product, None, multiplier, shift, output_zero_point, (clamp_min, clamp_max))
 
 
+def qprelu(
+    input: Tensor,
+    other: Tensor,
+    input_zero_point: int,
+    input_multiplier: int,
+    input_shift: int,
+    other_zero_point: int,
+    multiplier: int,
+    shift: int,
+    output_zero_point: int,
+    clamp_min: int = -128,
+    clamp_max: int = 127,
+) -> Tensor:
+    """A PReLU: numbers at least 0 by their own factor, others times the slope ``other``."""
+    import torch
+
+    x = input.to(torch.int32) - input_zero_point
+    clamp = clamp_min, clamp_max
+    above = requantized(x, None, input_multiplier, input_shift, output_zero_point, clamp)
+    product = x * (other.to(torch.int32) - other_zero_point)
+    below = requantized(product, None, multiplier, shift, output_zero_point, clamp)
+    return torch.where(x < 0, below, above)
+
+
 def qavg_pool2d(
     input: Tensor,
     kernel_size: tuple[int, int],

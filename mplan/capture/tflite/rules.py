@@ -219,6 +219,27 @@ def _product(reader: Reader, op: TfOp) -> None:
     )
 
 
+@rule("PRELU")
+def _prelu(reader: Reader, op: TfOp) -> None:
+    x, slope, (y,) = operand(op, 0), operand(op, 1), op.outputs
+    qx, qs, qy = reader.affine(x), reader.affine(slope), reader.affine(y)
+    above = quantize_multiplier(affine.float32_factor(qx.scale, qy.scale))
+    below = quantize_multiplier(affine.float32_factor(qx.scale, qs.scale, qy.scale))
+    reader.emit(
+        "mplan.qprelu",
+        {
+            "input": reader.ref(x),
+            "other": reader.ref(slope),
+            **_factor("input_", qx.zero_point, above),
+            "other_zero_point": qs.zero_point,
+            "multiplier": below[0],
+            "shift": below[1],
+            "output_zero_point": qy.zero_point,
+        },
+        y,
+    )
+
+
 @rule("QUANTIZE")
 def _quantize(reader: Reader, op: TfOp) -> None:
     x, (y,) = operand(op, 0), op.outputs

@@ -127,6 +127,15 @@ def multiplied(site: Site) -> Code:
     return _binary(site, made, _integers(site, a_zero="input_zero_point", b_zero="other_zero_point"))
 
 
+@kernel("mplan.qprelu")
+def sloped(site: Site) -> Code:
+    """A PReLU: slopes are as qmul's second operand."""
+    made = function("qprelu", needs=(_pointwise_t(), rescale(), store()))
+    names = {"a_zero": "input_zero_point", "b_zero": "other_zero_point"}
+    factors = {"a_multiplier": "input_multiplier", "a_shift": "input_shift"}
+    return _binary(site, made, _integers(site, **names, **factors))
+
+
 def _binary(
     site: Site,
     made: Function,

@@ -1,6 +1,8 @@
-"""Clamps, factors, sums and products."""
+"""Clamps, factors, sums, products and slopes."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mplan.ir.affine import sum_factors
 from mplan.ir.fixed_point import quantize_multiplier
@@ -9,6 +11,9 @@ from mplan.ir.quantized_reference import ADD_LEFT_SHIFT
 from mplan.passes.lower_quantized.goal import Goal, Unlowered
 from mplan.passes.lower_quantized.layout import Stored
 from mplan.passes.lower_quantized.lowering import Lowering, rule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Clamps, with the names (or the values) of their limits.
 CLAMPS: dict[str, tuple[str | float | None, str | float | None]] = {
@@ -95,6 +100,55 @@ def product(low: Lowering, op: Op, goal: Goal) -> Stored:
     scale = a.affine.scale * b.affine.scale / goal.affine.scale
     multiplier, shift = quantize_multiplier(scale)
     return _binary(low, op, "mplan.qmul", (a, b), {"multiplier": multiplier, "shift": shift}, goal)
+
+
+@rule("aten.where.self")
+def prelu(low: Lowering, op: Op, goal: Goal) -> Stored:
+    """A PReLU, which is ``where(x > 0, x, slopes * x)``, with constant slopes along dimension 1."""
+    import torch
+
+    x = low.source(op, "self")
+    slopes = _slopes(low, op, x)
+    given = low.required(x)
+    rank = len(given.shape)
+    if slopes is None or rank < 2 or slopes.numel() != given.shape[1]:
+        raise Unlowered("it has no integer form")
+    given = low.arranged(given, (0, *range(2, rank), 1))
+    scale = float(slopes.abs().max()) / 127 or 1.0
+    values = torch.round(slopes.double().flatten() / scale).to(torch.int8)
+    above = quantize_multiplier(given.affine.scale / goal.affine.scale)
+    below = quantize_multiplier(given.affine.scale * scale / goal.affine.scale)
+    args: dict[str, Arg] = {
+        "input": Ref(given.name),
+        "other": low.builder.constant(f"{op.result.name}_slopes", values, "param"),
+        "input_zero_point": given.affine.zero_point,
+        "input_multiplier": above[0],
+        "input_shift": above[1],
+        "other_zero_point": 0,
+        "multiplier": below[0],
+        "shift": below[1],
+        **goal.output(),
+    }
+    name = low.builder.emit("mplan.qprelu", args, op.result.name, op.loc)
+    return low.made(name, given.shape, given.order, goal)
+
+
+def _slopes(low: Lowering, op: Op, x: str) -> Tensor | None:
+    """The constant that ``x`` is multiplied by where it is not above 0; None for other choices."""
+    above, below = (low.producers.get(low.source(op, name)) for name in ("condition", "other"))
+    if above is None or above.kind != "aten.gt.Scalar" or above.arg("self") != Ref(x):
+        return None
+    if above.arg("other") != 0 or below is None or below.kind != "aten.mul.Tensor":
+        return None
+    factors = [below.arg("self"), below.arg("other")]
+    if Ref(x) not in factors:
+        return None
+    factors.remove(Ref(x))
+    found = low.constant(factors[0])
+    if found is None:
+        return None
+    sizes = enumerate(found.shape, len(low.shape(x)) - found.dim())
+    return found if all(n == 1 for d, n in sizes if d != 1) else None
 
 
 def _operands(low: Lowering, op: Op) -> tuple[Stored, Stored]:

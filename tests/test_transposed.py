@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import mplan
 from mplan.capture import capture_exported
+from mplan.diagnostics import UnsupportedError
 from mplan.ir.geometry import grid
 from mplan.ir.graph import Graph
 from mplan.ir.interp import run
@@ -246,6 +247,15 @@ REJECTED = [
 def test_wrong_calls_are_rejected(call: str, message: str) -> None:
     graph = parse(f"{HEAD} {{\n  %y: i8[1] = {call}\n  return %y\n}}\n")
     assert any(message in f.message for f in faults(graph, deep=True))
+
+
+def test_reaches_beyond_16_bits_are_refused() -> None:
+    net = QuantizedNet(1, 4, 2)
+    place: Any = ((3, 1), (1, 1), (20_000, 20_000, 0, 0), (20_000, 1))
+    graph = net.graph(net.transposed("x", 2, *place))
+    with pytest.raises(UnsupportedError) as caught:
+        emitted(graph, net.constants)
+    assert "reaches more than 32,767 pixels" in caught.value.notes[0][0]
 
 
 class Autoencoder(nn.Module):

@@ -130,6 +130,8 @@ def _transposed(site: Site, depth: int) -> _Form:
     kernel = site.tensor("weight").shape[1:3]
     (down, across), dilation = site.integers("stride"), site.integers("dilation")
     rows, columns = phases(kernel[0], down, dilation[0]), phases(kernel[1], across, dilation[1])
+    reach = max(phase.before for phase in (*rows, *columns))
+    site.require(reach <= LARGEST, f"that reaches more than {LARGEST:,} pixels")
     shared = gcd(down, dilation[0]), gcd(across, dilation[1])
     options = {
         "kernel": kernel,

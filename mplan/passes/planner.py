@@ -14,8 +14,9 @@ from math import gcd, lcm
 from mplan.diagnostics import InfeasibleError, InternalError
 from mplan.ir.check import check
 from mplan.ir.plan import Certificate, Plan, Problem, Status
-from mplan.passes import joint, repair, repeats
+from mplan.passes import joint, repeats
 from mplan.passes.allocate import Allocated, OverBudget, allocate
+from mplan.passes.allocate.instance import MANY
 from mplan.passes.live import live_peak
 from mplan.passes.memories import assign, choices, pooled
 from mplan.passes.schedule import Ordered, arena, schedule
@@ -24,10 +25,10 @@ from mplan.passes.solvers.interrupt import graceful
 
 #: Seconds that greedy placement at the captured order may take even if the deadline has passed.
 _GRACE_S = 1.0
-#: The share of the time left after the schedule for addresses at its order; the rest is for others.
+#: The share of the time left after the schedule for addresses at its order; the rest is for others,
+#: which gain less where buffers are many.
 _FIRST_ORDER = 0.6
-#: The share of the time for addresses that passes before those of many buffers are repaired.
-_BEFORE_REPAIR = 0.4
+_FIRST_ORDER_OF_MANY = 0.9
 #: The share of the time for a joint search that a better bound on its goal may take.
 _PADDED = 0.3
 #: Seconds that sealing and checking a plan takes per step and buffer; at most half of the limit.
@@ -83,7 +84,9 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
         ordered, known = _order(problem, _name("schedule", solver), deadline.share(0.5), seed)
         certificate = ordered.certificate
         try:
-            share = deadline.share(_FIRST_ORDER)
+            share = deadline.share(
+                _FIRST_ORDER_OF_MANY if len(problem.buffers) >= MANY else _FIRST_ORDER
+            )
             best = _allocate_all(problem, ordered.order, name, share, seed, known)
         except OverBudget as error:
             other = _at_captured(problem, math.inf, name, deadline, seed)
@@ -319,16 +322,10 @@ def _better(
     deadline: Deadline,
     seed: int,
 ) -> Allocated:
-    """The lower one of ``known`` and what the solver finds; of many buffers it finds in a part of the
-    time, and repairs its highest places in the rest."""
-    exact = solver in ("auto", "exact")
-    repairable = exact and repair.worthwhile(problem, region)
-    share = deadline.share(_BEFORE_REPAIR) if repairable else deadline
+    """The lower one of ``known`` and what the solver finds."""
     try:
-        limit_s = share.remaining()
+        limit_s = deadline.remaining()
         found = allocate(problem, order, region=region, solver=solver, limit_s=limit_s, seed=seed)
-        if repairable:
-            found = repair.repair(problem, order, region, found, deadline, seed)
     except OverBudget:
         if known is None:
             raise

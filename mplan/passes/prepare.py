@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mplan.ir.plan import Buffer, Problem, Region, Step
-from mplan.passes.allocate import skyline
+from mplan.passes.allocate import ejection, skyline
 from mplan.passes.allocate.board import Board
 from mplan.passes.allocate.columns import columns_of
 from mplan.passes.allocate.grid import grid_of
@@ -21,6 +21,7 @@ def prepare() -> None:
     instance = Instance((Box(0, 0, 1, 1),))
     columns = columns_of(instance)
     skyline.place_many(columns, columns.rank(("size",)))
+    ejection.Packing(columns, (1,), 0).lower(1, Deadline(math.inf))
     board = Board(grid_of(instance), (0,), Part((0,), 0))
     board.search("FEWEST", False, board.order("size", None), 1, Deadline(math.inf))
     buffers = tuple(Buffer(name, 1, ("arena",)) for name in "ab")

@@ -1,12 +1,17 @@
-"""Close the gap between height and bound: branch and bound, then CP-SAT, then local search."""
+"""Close the gap between height and bound: branch and bound, then CP-SAT, then local search.
+
+Of many boxes the highest ones are ejected first.
+"""
 
 from __future__ import annotations
 
-from mplan.passes.allocate import canonical, hill, packing
+from mplan.passes.allocate import canonical, ejection, hill, packing
 from mplan.passes.allocate.greedy import Offsets
-from mplan.passes.allocate.instance import Instance
+from mplan.passes.allocate.instance import MANY, Instance
 from mplan.passes.solvers.interface import Deadline, Search
 
+#: The share of the time that many boxes have for ejection.
+_EJECTION = 0.8
 #: The branch and bound's share of the time; CP-SAT, which learns from conflicts, has the rest, and
 #: local search what both leave.
 _FIRST_LINE = 0.7
@@ -46,12 +51,14 @@ def _work(instance: Instance, search: Search[Offsets], deadline: Deadline, seed:
     def going() -> bool:
         return search.met == met and not (search.closed or search.hopeless or deadline.expired)
 
-    if instance.rigid:
+    if len(instance.boxes) >= MANY:
+        ejection.run(instance, search, deadline.share(_EJECTION), seed)
+    if going() and instance.rigid:
         if canonical.available(deadline):
             canonical.run(instance.hull(), _Hull(search), deadline.share(_HULLS), seed)
         if going():
             hill.climb(instance, search, deadline.share(_CLIMB), seed, _PATIENCE)
-    elif canonical.available(deadline):
+    elif going() and canonical.available(deadline):
         canonical.run(instance, search, deadline.share(_FIRST_LINE), seed)
     if going():
         packing.run(instance, search, deadline, seed)

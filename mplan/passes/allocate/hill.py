@@ -29,7 +29,7 @@ def climb(
 
     Equal heights are accepted. Instances with fixed offsets are left alone.
     """
-    if not instance.boxes or any(b.fixed is not None for b in instance.boxes):
+    if not instance.boxes or instance.anchored:
         return
     columns, rng, met = columns_of(instance), random.Random(seed), search.met
     start = _best_skyline(instance, columns, deadline)

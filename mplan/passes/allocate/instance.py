@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from mplan.ir.table import Ints
 
 
+#: Of so many boxes or more, what is left of the time is better spent where they end too high than on
+#: searches that see all of them.
+MANY = 1_000
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """``size`` bytes during ``[start, end)``, at a multiple of ``alignment`` or at ``fixed``.
@@ -60,6 +65,11 @@ class Instance:
     def rigid(self) -> bool:
         """Whether a box has parts."""
         return any(b.parts for b in self.boxes)
+
+    @property
+    def anchored(self) -> bool:
+        """Whether a box has a fixed offset."""
+        return any(b.fixed is not None for b in self.boxes)
 
     def hull(self) -> Instance:
         """The boxes without parts: what packs them packs the parts as well."""

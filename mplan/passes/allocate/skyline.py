@@ -27,7 +27,7 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
 
     The skyline knows no holes, so instances with fixed offsets are left alone.
     """
-    if not instance.boxes or any(b.fixed is not None for b in instance.boxes):
+    if not instance.boxes or instance.anchored:
         return
     columns = columns_of(instance)
     for priority in PRIORITIES:

@@ -203,8 +203,15 @@ SOLVERS = (
     ),
     Solver(
         "allocate",
+        "ejection",
+        "the box that ends highest goes lower and ejects others, again and again",
+        entry=f"{_ALLOCATE}.ejection:run",
+        parts=("greedy", "ejection"),
+    ),
+    Solver(
+        "allocate",
         "exact",
-        "branch and bound over canonical packings, CP-SAT, then local search",
+        "ejection if boxes are many, branch and bound over canonical packings, CP-SAT, local search",
         entry=f"{_ALLOCATE}.exact:run",
         proves=True,
         parts=("greedy", "exact"),

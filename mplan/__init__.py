@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from mplan.ir.plan_json import save_plan as save
     from mplan.ir.problem_file import load_problem
     from mplan.options import Options
-    from mplan.passes.allocate import allocate
+    from mplan.passes.planner import order_steps as schedule
+    from mplan.passes.planner import place_buffers as allocate
     from mplan.passes.planner import solve
-    from mplan.passes.schedule import schedule
     from mplan.targets.load import load_target
     from mplan.targets.model import Target
 
@@ -82,7 +82,7 @@ _HOMES = {
     "Result": "mplan.compiler",
     "Step": "mplan.ir.plan",
     "Target": "mplan.targets.model",
-    "allocate": "mplan.passes.allocate",
+    "allocate": "mplan.passes.planner:place_buffers",
     "check": "mplan.ir.check",
     "compile": "mplan.compiler:compile_model",
     "load": "mplan.ir.plan_json:load_plan",
@@ -92,7 +92,7 @@ _HOMES = {
     "plan": "mplan.compiler",
     "quantize": "mplan.capture.pt2e",
     "save": "mplan.ir.plan_json:save_plan",
-    "schedule": "mplan.passes.schedule",
+    "schedule": "mplan.passes.planner:order_steps",
     "solve": "mplan.passes.planner",
 }
 

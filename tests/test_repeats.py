@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import mplan
 from mplan.ir.check import check
 from mplan.ir.plan import Buffer, Plan, Problem, Region, Step
+from mplan.passes.allocate import OverBudget
 from mplan.passes.live import live_peak
 from mplan.passes.planner import place, solve
-from mplan.passes.repeats import repeat
+from mplan.passes.repeats import repeat, repeat_at
 from mplan.passes.repeats.find import Run, find_runs
 from mplan.passes.repeats.fold import fold
 from mplan.passes.solvers.interface import Deadline
@@ -245,6 +247,32 @@ def test_ninety_six_layers_take_little_longer_than_eight() -> None:
 
     seconds(8)  # loads what is compiled
     assert seconds(96) < 1.5 * seconds(8)
+
+
+def test_orders_and_addresses_alone_are_those_of_a_few_layers_as_well() -> None:
+    """Also at an order that is not the captured one; where layers differ, nothing repeats."""
+    problem = gpt_training(24)
+    ordered = mplan.schedule(problem)
+    assert ordered.certificate.status == "optimal"
+    assert ordered.order != tuple(range(len(problem.steps)))
+    placed = mplan.allocate(problem, ordered.order)
+    assert (placed.certificate.solver, placed.certificate.status) == ("repeats", "optimal")
+    assert placed.height_bytes == ordered.certificate.value_bytes
+    plan = mplan.solve(problem)
+    assert plan.order == ordered.order and plan.peak_bytes("arena") == placed.height_bytes
+    folded = fold(problem, "arena")
+    assert tuple(folded.unfold(folded.project(ordered.order)).full.tolist()) == ordered.order
+    position = {step: p for p, step in enumerate(ordered.order)}
+    swapped = next(
+        (*ordered.order[:p], b, a, *ordered.order[p + 2 :])
+        for p, (a, b) in enumerate(pairwise(ordered.order))
+        if a not in problem.table.after.row(b) and p > len(position) // 2
+    )
+    assert repeat_at(problem, swapped, "arena", Deadline(5), 0) is None
+    assert repeat_at(problem, ordered.order[1:], "arena", Deadline(5), 0) is None
+    assert mplan.allocate(problem, swapped).height_bytes >= placed.height_bytes
+    with pytest.raises(OverBudget):
+        mplan.allocate(problem, ordered.order, capacity_bytes=placed.height_bytes - 1)
 
 
 def test_an_order_that_few_layers_do_not_need_is_found() -> None:

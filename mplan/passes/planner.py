@@ -72,7 +72,7 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
     overflows, InfeasibleError MP228 if several do, UserError MP215 for a malformed problem and MP220
     for an unknown solver.
     """
-    name = _name("allocate", solver)
+    name = solver_for("allocate", solver)
     guard(problem)
     captured = tuple(range(len(problem.steps)))
     with graceful():
@@ -81,7 +81,7 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
             return place(problem, captured, solver=name, limit_s=deadline.remaining(), seed=seed)
         if choices(problem):
             return _shared_out(problem, solver, deadline, seed)
-        ordered, known = _order(problem, _name("schedule", solver), deadline.share(0.5), seed)
+        ordered, known = _order(problem, solver_for("schedule", solver), deadline.share(0.5), seed)
         certificate = ordered.certificate
         try:
             share = deadline.share(
@@ -107,8 +107,8 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
 
 def _shared_out(problem: Problem, solver: str, deadline: Deadline, seed: int) -> Plan:
     """A plan of several memories, at the captured order if no way is found at the scheduled one."""
-    pool, name = pooled(problem), _name("allocate", solver)
-    ordered, _ = _order(pool, _name("schedule", solver), deadline.share(0.5), seed)
+    pool, name = pooled(problem), solver_for("allocate", solver)
+    ordered, _ = _order(pool, solver_for("schedule", solver), deadline.share(0.5), seed)
     captured = tuple(range(len(problem.steps)))
     with suppress(InfeasibleError):
         limit = deadline if ordered.order == captured else deadline.share(_FIRST_ORDER)
@@ -140,16 +140,69 @@ def _deadline(problem: Problem, limit_s: float) -> Deadline:
     return Deadline(limit_s - min(items * _CHECK_S, limit_s / 2))
 
 
-def order_steps(problem: Problem, *, solver: str, limit_s: float, seed: int) -> Ordered:
-    """``schedule`` for the arena that solves repeated layers once."""
-    return _order(problem, _name("schedule", solver), Deadline(limit_s), seed)[0]
+def order_steps(
+    problem: Problem,
+    *,
+    region: str | None = None,
+    solver: str = "auto",
+    limit_s: float = 10.0,
+    seed: int = 0,
+) -> Ordered:
+    """The order with the lowest peak of ``region`` that ``solver`` finds within ``limit_s`` seconds.
+
+    Only buffers whose first choice is ``region`` count; by default it is the first region in which
+    an order matters. Repeated layers are solved once. The order is valid and its peak never above that
+    of the captured order, even without any time; Ctrl-C ends the search. Raises UserError MP215
+    (malformed problem), MP220 (unknown solver) and MP226 (sizes out of range).
+    """
+    deadline = Deadline(limit_s)
+    guard(problem)
+    name = find_solver("schedule", solver).name
+    with graceful():
+        return _order(problem, name, deadline, seed, region)[0]
+
+
+def place_buffers(
+    problem: Problem,
+    order: Sequence[int] | None = None,
+    *,
+    region: str | None = None,
+    solver: str = "auto",
+    limit_s: float = 10.0,
+    seed: int = 0,
+    capacity_bytes: int | None = None,
+) -> Allocated:
+    """Place the buffers whose first choice is ``region`` (default: the first region).
+
+    ``order`` must be valid; by default the steps run as captured. ``capacity_bytes`` replaces the
+    region's capacity. Repeated layers are solved once; of thousands of buffers the highest places are
+    packed anew in the second half of the time. Stops at the deadline, at a proof or by Ctrl-C. Raises
+    OverBudget (an InfeasibleError) MP221 if no placement fits the capacity, MP222 if none was found in
+    time; UserError MP215 (malformed problem), MP220 (unknown solver), MP223 (fixed offsets collide),
+    MP226 (sizes out of range).
+    """
+    deadline = Deadline(limit_s)
+    guard(problem)
+    name = region or problem.regions[0].name
+    solver = find_solver("allocate", solver).name
+    if capacity_bytes is not None:
+        limited = replace(problem.region(name), capacity_bytes=capacity_bytes)
+        regions = tuple(limited if r.name == name else r for r in problem.regions)
+        problem = replace(problem, regions=regions)
+    steps = tuple(range(len(problem.steps)) if order is None else order)
+    with graceful():
+        known = repeats.repeat_at(problem, steps, name, deadline, seed) if solver == "auto" else None
+        if known is not None and known.certificate.status == "optimal":
+            return known
+        return _better(known, problem, steps, name, solver, deadline, seed)
 
 
 def _order(
-    problem: Problem, solver: str, deadline: Deadline, seed: int
+    problem: Problem, solver: str, deadline: Deadline, seed: int, region: str | None = None
 ) -> tuple[Ordered, Allocated | None]:
-    """The order, and the arena at it if layers repeat themselves."""
-    region = arena(problem)
+    """The order, and the region (the arena) at it if layers repeat themselves."""
+    region = region or arena(problem)
+    problem.region(region)
     found = repeats.repeat(problem, region, deadline, seed) if solver == "auto" else None
     if found is not None and found.ordered.certificate.status == "optimal":
         return found.ordered, found.placed
@@ -281,15 +334,14 @@ def place(
     OverBudget MP221 or MP222 if a region overflows, InfeasibleError MP228 if several do together,
     InternalError MP299 if the plan fails ``check``.
     """
-    name = _name("allocate", solver)
+    name = solver_for("allocate", solver)
     with graceful():
         deadline = _deadline(problem, limit_s)
         if choices(problem):
             return _assigned(problem, tuple(order), certificates, name, deadline, seed)
-        captured = tuple(order) == tuple(range(len(problem.steps)))
         known = None
-        if name == "auto" and captured:
-            known = repeats.repeat_captured(problem, arena(problem), deadline, seed)
+        if name == "auto":
+            known = repeats.repeat_at(problem, order, arena(problem), deadline, seed)
         hinted = _with_hints(problem, hints) if hints else problem
         draft = _allocate_all(hinted, tuple(order), name, deadline, seed, known)
         return _complete(replace(draft, problem=problem), certificates)
@@ -374,7 +426,7 @@ def _restated(
             yield replace(certificate, value_bytes=value, status=status, solver=solver)
 
 
-def _name(decision: Decision, solver: str) -> str:
+def solver_for(decision: Decision, solver: str) -> str:
     """``solver`` if it makes this decision, ``auto`` if it makes only the other one."""
     known = {s.name for s in SOLVERS if s.decision == decision}
     if solver not in known and any(s.name == solver for s in SOLVERS):

@@ -27,13 +27,13 @@ class ScheduleOps(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> Graph:
         """The graph with its ops permuted."""
-        from mplan.passes.planner import baseline, order_steps
+        from mplan.passes.planner import baseline, order_steps, solver_for
 
         lowered = problem_of(graph, ctx.layout)
         ctx.baseline_peak_bytes = baseline(lowered.problem)
         ordered = order_steps(
             lowered.problem,
-            solver=self.solver or ctx.solver,
+            solver=solver_for("schedule", self.solver or ctx.solver),
             limit_s=self.limit_s or ctx.limit_s / 2,
             seed=ctx.seed,
         )

@@ -96,12 +96,19 @@ def _lowest(
     return best
 
 
-def repeat_captured(problem: Problem, region: str, deadline: Deadline, seed: int) -> Allocated | None:
-    """Addresses of ``region`` that lie alike in each layer of the captured order, if there are layers
-    to repeat and theirs do not collide."""
+def repeat_at(
+    problem: Problem, order: Sequence[int], region: str, deadline: Deadline, seed: int
+) -> Allocated | None:
+    """Addresses of ``region`` at ``order`` that lie alike in each layer, if there are layers to repeat,
+    all in the same order, and their addresses do not collide."""
+    import numpy as np
+
+    steps = np.array(order, np.int64)
+    if not np.array_equal(np.sort(steps), np.arange(len(problem.steps))):
+        return None
     folded = fold(problem, region)
-    way = folded.unfold(tuple(range(len(folded.lineup)))) if folded else None
-    if folded is None or way is None or (way.full[1:] < way.full[:-1]).any():
+    way = folded.unfold(folded.project(steps.tolist())) if folded else None
+    if folded is None or way is None or not np.array_equal(way.full, steps):
         return None
     return _place(folded, way, region, deadline, seed)
 

@@ -233,6 +233,21 @@ class Fold:
         valid = _valid(self.full, whole)
         return Unfolded(tuple(kept), whole, tuple(seams)) if valid else None
 
+    def project(self, order: Sequence[int]) -> Order:
+        """The order of ``loaded`` of which ``unfold`` makes ``order``, a permutation of all steps, if
+        there is one: kept steps as they come, the gap of a run where its first left-out step stands."""
+        number = {s: i for i, s in enumerate(self.lineup)}
+        kept = {s: number[i] for i, s in enumerate(self.steps)}
+        ends = [run.end for run in self.runs]
+        line: dict[int, None] = {}
+        for step in order:
+            if step in kept:
+                line[kept[step]] = None
+            else:
+                gap = -1 - 2 * bisect_right(ends, step)
+                line |= {number[gap]: None, number[gap - 1]: None}
+        return tuple(line)
+
     def _beats(self, steps: Sequence[int], cuts: Sequence[int]) -> Iterator[Ints]:
         """``steps`` cut wherever the layer changes, and at the positions ``cuts``."""
         import numpy as np

@@ -175,11 +175,10 @@ def place_buffers(
     """Place the buffers whose first choice is ``region`` (default: the first region).
 
     ``order`` must be valid; by default the steps run as captured. ``capacity_bytes`` replaces the
-    region's capacity. Repeated layers are solved once; of thousands of buffers the highest places are
-    packed anew in the second half of the time. Stops at the deadline, at a proof or by Ctrl-C. Raises
-    OverBudget (an InfeasibleError) MP221 if no placement fits the capacity, MP222 if none was found in
-    time; UserError MP215 (malformed problem), MP220 (unknown solver), MP223 (fixed offsets collide),
-    MP226 (sizes out of range).
+    region's capacity. Repeated layers are solved once. Stops at the deadline, at a proof or by Ctrl-C.
+    Raises OverBudget (an InfeasibleError) MP221 if no placement fits the capacity, MP222 if none was
+    found in time; UserError MP215 (malformed problem), MP220 (unknown solver), MP223 (fixed offsets
+    collide), MP226 (sizes out of range).
     """
     deadline = Deadline(limit_s)
     guard(problem)

@@ -65,23 +65,9 @@ class QuantizedNet:
             for d, n in enumerate((h, w))
         ]
         taps = kernel[0] * kernel[1] * (1 if depthwise else c // groups)
-        shift = -5 - (taps.bit_length() + 1) // 2
-        factors = self.integers(ONE, 2 * ONE - 1, channels).to(torch.int32)
-        args = (
-            f"input=%{x}",
-            f"weight={self.constant('w', self.integers(-127, 128, *w_shape).to(torch.int8))}",
-            f"bias={self.constant('b', self.integers(-2000, 2000, channels).to(torch.int32))}",
-            f"multiplier={self.constant('m', factors)}",
-            f"shift={self.constant('s', torch.full((channels,), shift, dtype=torch.int8))}",
-            f"stride={list(stride)}",
-            f"padding={list(padding)}",
-            f"dilation={list(dilation)}",
-            f"input_zero_point={self.number(-20, 20)}",
-            f"output_zero_point={self.number(-20, 20)}",
-            f"clamp_min={self.number(-128, -90)}",
-        )
         kind = "mplan.qdepthwise_conv2d" if depthwise else "mplan.qconv2d"
-        return self.op(kind, (1, *sizes, channels), *args)
+        place = (f"stride={list(stride)}", f"padding={list(padding)}", f"dilation={list(dilation)}")
+        return self._layer(kind, x, w_shape, taps, (1, *sizes, channels), place)
 
     def transposed(
         self,
@@ -101,24 +87,35 @@ class QuantizedNet:
             (n - 1) * stride[d] + (kernel[d] - 1) * dilation[d] + 1 - sum(padding[2 * d : 2 * d + 2])
             for d, n in enumerate((h, w))
         ]
-        factors = self.integers(ONE, 2 * ONE - 1, channels).to(torch.int32)
         reads = max(kernel[0] * kernel[1] // (stride[0] * stride[1]), 1) * w_shape[3]
-        shift = -5 - (reads.bit_length() + 1) // 2
+        kind = "mplan.qdepthwise_conv_transpose2d" if depthwise else "mplan.qconv_transpose2d"
+        place = (f"stride={list(stride)}", f"padding={list(padding)}", f"dilation={list(dilation)}")
+        return self._layer(kind, x, w_shape, reads, (1, *sizes, channels), place)
+
+    def _layer(
+        self,
+        kind: str,
+        x: str,
+        weights: tuple[int, ...],
+        reads: int,
+        shape: tuple[int, ...],
+        place: tuple[str, ...],
+    ) -> str:
+        """A layer of ``weights`` that sums ``reads`` products for a result."""
+        channels, shift = shape[-1], -5 - (reads.bit_length() + 1) // 2
+        factors = self.integers(ONE, 2 * ONE - 1, channels).to(torch.int32)
         args = (
             f"input=%{x}",
-            f"weight={self.constant('w', self.integers(-127, 128, *w_shape).to(torch.int8))}",
+            f"weight={self.constant('w', self.integers(-127, 128, *weights).to(torch.int8))}",
             f"bias={self.constant('b', self.integers(-2000, 2000, channels).to(torch.int32))}",
             f"multiplier={self.constant('m', factors)}",
             f"shift={self.constant('s', torch.full((channels,), shift, dtype=torch.int8))}",
-            f"stride={list(stride)}",
-            f"padding={list(padding)}",
-            f"dilation={list(dilation)}",
+            *place,
             f"input_zero_point={self.number(-20, 20)}",
             f"output_zero_point={self.number(-20, 20)}",
             f"clamp_min={self.number(-128, -90)}",
         )
-        kind = "mplan.qdepthwise_conv_transpose2d" if depthwise else "mplan.qconv_transpose2d"
-        return self.op(kind, (1, *sizes, channels), *args)
+        return self.op(kind, shape, *args)
 
     def pool(self, x: str, kind: str, size: int, stride: int, padding: int = 0) -> str:
         """A ``max`` or ``avg`` pool."""

@@ -101,17 +101,23 @@ def rigid(draw: st.DrawFn, max_buffers: int = 5) -> Problem:
 
 def live_bytes(problem: Problem, order: tuple[int, ...], region: str) -> list[int]:
     """Live bytes at each position, from the definition."""
-    levels = []
-    for p in range(len(order)):
-        total = 0
-        for i, b in enumerate(problem.buffers):
-            uses = [q for q, s in enumerate(order) if i in problem.steps[s].touches]
-            begun = b.live_in or any(q <= p for q in uses)
-            needed = b.live_out or any(q >= p for q in uses)
-            unused = not uses and (b.live_out or (b.live_in and p == 0))
-            if b.regions[0] == region and ((uses and begun and needed) or unused):
-                total += b.size_bytes
-        levels.append(total)
+    levels = [0] * len(order)
+    uses: dict[int, list[int]] = {}
+    for p, s in enumerate(order):
+        for i in problem.steps[s].touches:
+            uses.setdefault(i, []).append(p)
+    for i, b in enumerate(problem.buffers):
+        if b.regions[0] != region:
+            continue
+        if i in uses:
+            first = 0 if b.live_in else uses[i][0]
+            last = len(order) - 1 if b.live_out else uses[i][-1]
+        elif b.live_out:
+            first, last = 0, len(order) - 1
+        else:
+            first, last = 0, 0 if b.live_in else -1
+        for p in range(len(order))[first : last + 1]:
+            levels[p] += b.size_bytes
     return levels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -30,7 +31,7 @@ from tests.problems import least_height
 
 DATA = Path(__file__).parent / "data"
 CAPACITY = 1_048_576
-NEVER = Deadline(600)
+NEVER = Deadline(math.inf)
 
 
 def csv(name: str, capacity: int | None = None) -> Problem:

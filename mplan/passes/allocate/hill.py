@@ -39,7 +39,10 @@ def climb(
     idle = 0
     while search.met == met and idle < patience and not (search.closed or deadline.expired):
         trial = _neighbour(columns, offsets, height, rank, rng)
-        packed = place(columns, trial, deadline, often=True)
+        try:
+            packed = place(columns, trial, deadline, often=True)
+        except TimeoutError:
+            return
         found = instance.height(packed)
         idle = 0 if found < height else idle + 1
         if found <= height:
@@ -53,9 +56,10 @@ def _best_skyline(
     """Height, offsets and rank of the lowest; None if there is no time to find it."""
     best: tuple[int, Offsets, Ints] | None = None
     for rank in map(columns.rank, PRIORITIES):
-        if deadline.expired:
+        try:
+            packed = place(columns, rank, deadline, often=True)
+        except TimeoutError:
             return None
-        packed = place(columns, rank, deadline, often=True)
         if best is None or instance.height(packed) < best[0]:
             best = instance.height(packed), packed, rank
     return best

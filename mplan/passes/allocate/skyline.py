@@ -6,6 +6,7 @@ the branch and bound in ``decide``. On the memory of networks it is at or near t
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mplan.passes.allocate.columns import PRIORITIES, Columns, columns_of
@@ -33,21 +34,23 @@ def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: i
     for priority in PRIORITIES:
         if search.closed or deadline.expired:
             return
-        offsets = place(columns, columns.rank(priority), deadline)
-        search.offer(offsets, instance.height(offsets), "skyline")
+        with suppress(TimeoutError):
+            offsets = place(columns, columns.rank(priority), deadline)
+            search.offer(offsets, instance.height(offsets), "skyline")
 
 
 def place(columns: Columns, rank: Ints, deadline: Deadline, *, often: bool = False) -> Offsets:
     """Offsets when, of the boxes that may lie lowest, the one of least ``rank`` is placed first.
 
-    ``often`` says that it pays to load the compiled function even for few boxes.
+    ``often`` says that it pays to load the compiled function even for few boxes. TimeoutError when the
+    deadline expires before all are placed.
     """
     if (often or len(columns.owner) > _MANY) and compiled.ready(_KERNEL, deadline):
         return place_many(columns, rank)
-    return place_few(columns, rank)
+    return place_few(columns, rank, deadline)
 
 
-def place_few(columns: Columns, rank: Ints) -> Offsets:
+def place_few(columns: Columns, rank: Ints, deadline: Deadline) -> Offsets:
     """A vector operation for every box finds the next and lifts those above it."""
     import numpy as np
 
@@ -57,6 +60,8 @@ def place_few(columns: Columns, rank: Ints) -> Offsets:
     least = np.zeros(len(rank), np.int64)
     done = np.zeros(len(rank), np.bool_)
     for _ in range(len(rank)):
+        if deadline.expired:
+            raise TimeoutError
         floor = least[~done].min()
         lowest = np.flatnonzero((least == floor) & ~done)
         k = lowest[rank[lowest].argmin()]

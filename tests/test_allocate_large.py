@@ -103,3 +103,9 @@ def test_packing_stops_at_the_deadline() -> None:
     assert isinstance(instance, Instance)
     with pytest.raises(TimeoutError):
         pack(instance, order_by(instance, lambda b: (b.size,)), best_fit=True, deadline=Deadline(0))
+
+
+def test_a_skyline_stops_at_the_deadline() -> None:
+    columns = columns_of(from_problem(network(12, 0), (), "r"))
+    with pytest.raises(TimeoutError):
+        skyline.place_few(columns, columns.rank(PRIORITIES[0]), Deadline(0))

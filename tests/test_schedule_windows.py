@@ -115,3 +115,10 @@ def irregular(count: int) -> Problem:
         buffers.append(Buffer(f"b{i}", size, ("arena",), live_out=i == count - 1))
         steps.append(Step(f"s{i}", reads, (i + 1,), tuple(b - 1 for b in reads if b)))
     return Problem("irregular", (Region("arena"),), tuple(buffers), tuple(steps))
+
+
+def test_no_order_is_made_where_that_alone_takes_longer_than_the_limit() -> None:
+    small, large = (schedule(irregular(count), limit_s=0) for count in (1_000, 10_000))
+    assert small.certificate.solver != "none" and small.order != tuple(range(1_000))
+    assert large.certificate.solver == "none" and large.order == tuple(range(10_000))
+    assert large.certificate.lower_bound_bytes > 0

@@ -24,7 +24,7 @@ from mplan.passes.solvers.interface import SOLVERS, Deadline, Decision, find_sol
 from mplan.passes.solvers.interrupt import graceful
 
 #: Seconds that greedy placement at the captured order may take even if the deadline has passed.
-_GRACE_S = 1.0
+_GRACE_S = 0.2
 #: The share of the time left after the schedule for addresses at its order; the rest is for others,
 #: which gain less where buffers are many.
 _FIRST_ORDER = 0.6

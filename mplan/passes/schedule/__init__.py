@@ -22,7 +22,7 @@ from mplan.passes.solvers.interface import (
 from mplan.passes.solvers.interrupt import graceful
 
 #: At so many of the highest positions of the order found its bound is looked for, in this part of the
-#: time, which the search for orders leaves.
+#: time, even where the search for orders has not left it.
 _PEAKS = 40
 _TIGHTEN = 0.05
 #: Seconds per step that the first order takes. It is made in any case where it takes no more than
@@ -103,12 +103,13 @@ def _search(
     inner = Search(start, small.instance.peak(start), "greedy", found.bound)
     if known is not None:
         exact.prove(small.instance, inner, deadline)
-    searching = deadline.share(1 - _TIGHTEN)
+    tightening_s = deadline.remaining() * _TIGHTEN
+    searching = Deadline(deadline.remaining() - tightening_s)
     run_solver(find_solver("schedule", solver), small.instance, inner, searching, seed)
     order = small.expand(inner.answer)
     found.offer(order, live_peak(problem, order, region)[0], inner.solver)
     _adopt(found, inner.bound, small)
-    _tighten(problem, region, found, deadline)
+    _tighten(problem, region, found, Deadline(max(deadline.remaining(), tightening_s)))
     return found.answer, found
 
 

@@ -13,8 +13,9 @@ from mplan.ir.columns import PIXELS, columns_bytes
 from mplan.ir.graph import Graph, Scratch
 from mplan.ir.interp import run
 from mplan.ir.parser import parse
-from mplan.ir.rings import scratch_of
+from mplan.ir.rings import capacities, lines_of, scratch_of
 from mplan.ir.storage import Layout
+from mplan.ir.streaming import flow_of
 from mplan.ir.verify import verify
 from mplan.options import Options
 from mplan.passes.base import Context
@@ -191,6 +192,30 @@ def test_streams_on_a_microcontroller(choice: Choice, target: str, tmp_path: Pat
     if dsp:
         assert torch.equal(run_program(tmp_path / "host", files, [image], wanted)[0], wanted[0])
     on_device(tmp_path, target, "gcc", "qemu", (files, image, list(wanted)))
+
+
+@pytest.mark.parametrize("kernel,stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize("width", [3, 6, 9, 10, 11, 12, 17])
+def test_rings_end_where_their_last_pixel_does(width: int, kernel: int, stride: int) -> None:
+    """Rows of a ring begin at multiples of the pixels of a step; behind the last one it ends."""
+    net, edge = QuantizedNet(11, width, 8), (kernel // 2,) * 4
+    x = net.conv(net.conv("x", 16), 16, (kernel, kernel), (stride, stride), edge, groups=16)
+    graph, _ = passed(net.graph(net.conv(x, 8)), net, FAST)
+    (op,) = tiled_graph(streamed(graph, Choice("pixel"), False), [ENDLESS], columns=True).ops
+    assert op.loop is not None and op.loop.stream is not None and op.loop.stream.pixels == PIXELS
+    ((down, across),) = lines_of(op.loop, flow_of(op.loop))
+    inside = flow_of(op.loop).passed_on()
+    found = capacities(op.loop)
+    assert len(found) > len(inside) > 0
+    for name, ring in found.items():
+        rows, step = (1, 0) if name in inside else (down.width(name), ring.row)
+        assert step % PIXELS == 0
+        places = {
+            (y * step + x) % ring.positions for y in range(rows) for x in range(across.width(name))
+        }
+        assert ring.held == max(places) + 1
+        assert ring.size_bytes == ring.held * 16
+        assert name not in inside or ring.held == min(PIXELS, width if stride == 1 else -(-width // 2))
 
 
 def blocks(net: QuantizedNet, mean: bool) -> Graph:

@@ -24,10 +24,13 @@ SUM_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """A ring in numbers: the positions of a full ``row`` of it, all its ``positions``, and bytes."""
+    """A ring in numbers: the positions of a full ``row`` of it, after how many ``positions`` it begins
+    anew, and how many of them are ``held``: rows end before their last positions where those of a step
+    lie in one piece, so the last row may end before the ring does."""
 
     row: int
     positions: int
+    held: int
     size_bytes: int
 
 
@@ -122,6 +125,7 @@ def capacities(loop: Loop) -> dict[str, Capacity]:
     lines = lines_of(loop, flow)
     types = loop.body.value_table
     sums = {n.out for n in flow.nodes if n.reduces}
+    single = flow.passed_on().keys() | sums
     found = {}
     for ring in loop.stream.rings:
         type_ = types[ring.value].type
@@ -132,9 +136,20 @@ def capacities(loop: Loop) -> dict[str, Capacity]:
         each = position_bytes(type_, size)
         if ring.value in sums:
             each = each // type_.dtype.itemsize * max(type_.dtype.itemsize, SUM_BYTES)
-        positions = ring.rows * row + _up(ring.pixels + row - width, loop.stream.pixels)
-        found[ring.value] = Capacity(row, positions, positions * each)
+        if ring.value in single:
+            positions, held = ring.pixels, max(min(ring.pixels, width), 1)
+        else:
+            positions = ring.rows * row + _up(ring.pixels + row - width, loop.stream.pixels)
+            held = max(_held(*pair, ring.value, row, positions) for pair in lines)
+        found[ring.value] = Capacity(row, positions, held, held * each)
     return found
+
+
+def _held(down: Line, across: Line, name: str, row: int, positions: int) -> int:
+    """How far the rows of a tile reach into a ring in which they begin every ``row`` positions."""
+    width = across.width(name)
+    begins = {i * row % positions for i in range(down.width(name))} if positions else ()
+    return max((min(begin + width, positions) for begin in begins), default=0)
 
 
 def _up(count: int, multiple: int) -> int:

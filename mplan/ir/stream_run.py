@@ -42,8 +42,8 @@ def run_stream(
 class _Cell:
     """Where a storage of the body lies: a whole tensor, or a ring of positions."""
 
-    def __init__(self, tensor: Tensor, dims: tuple[int, int], row: int = 0):
-        self.tensor, self.dims, self.row = tensor, dims, row
+    def __init__(self, tensor: Tensor, dims: tuple[int, int]):
+        self.tensor, self.dims = tensor, dims
 
 
 class _Execution:
@@ -74,17 +74,17 @@ class _Execution:
         self.across: Line
 
     def _ring(self, name: str) -> _Cell:
-        """The ring as a tensor of positions with all dimensions but rows and columns."""
+        """The ring as a tensor of the positions it holds, with all dimensions but rows and columns."""
         from mplan.ir.execution import overlay
 
         capacity = capacities(self.loop)[name]
         type_ = self.body.value_table[name].type
         assert isinstance(type_, TensorType)
         rest = _rest(type_, self.dims[name])
-        shaped = TensorType(type_.dtype, (capacity.positions, *rest))
+        shaped = TensorType(type_.dtype, (capacity.held, *rest))
         bytes_ = self.rings[name]
         offset = int(bytes_.storage_offset()) * bytes_.element_size()
-        return _Cell(overlay(bytes_, shaped, offset), self.dims[name], capacity.row)
+        return _Cell(overlay(bytes_, shaped, offset), self.dims[name])
 
     def run(self) -> None:
         for down, across in lines_of(self.loop, self.flow):

@@ -21,7 +21,10 @@ _KINDS = {
     "minimise": "True or False",
     "max_mac_factor": "a number of at least 1",
     "scans": "a whole number of at least 1",
+    "calibrate": "the path of an .npz file",
 }
+#: What to do instead, by option.
+_HINTS = {"calibrate": "batches in memory: mplan.quantize(model, batches), and compile what it returns"}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -131,7 +134,8 @@ def _convert(key: str, value: Any) -> Any:
     if choices and value not in choices:
         raise UserError("MP423", f"unknown {key} {value!r}", help=f"choose from {', '.join(choices)}")
     if not isinstance(value, (str, Path)):
-        raise UserError("MP423", f"option {key}={value!r} is not a text")
+        message = f"option {key} is a {type(value).__name__}, not {_KINDS.get(key, 'a text')}"
+        raise UserError("MP423", message, help=_HINTS.get(key, ""))
     return str(value)
 
 

@@ -111,10 +111,13 @@ class StreamReport:
 @dataclass(frozen=True, slots=True)
 class MemoriesReport:
     """``accessed_bytes`` are read and written in each of several memories, by the model of
-    ``ir/accesses``; ``gap`` is how much longer that takes than the proven least at the plan's order."""
+    ``ir/accesses``; ``gap`` is how much longer that takes than the proven least at the plan's order.
+    Together they are ``peak_bytes`` high, and may be as high as ``budget_bytes`` if there is one."""
 
     accessed_bytes: Mapping[str, int]
     gap: float
+    peak_bytes: int
+    budget_bytes: int | None
 
     @classmethod
     def of(cls, file: PlanFile) -> MemoriesReport | None:
@@ -123,11 +126,12 @@ class MemoriesReport:
         found = next((c for c in plan.certificates if c.subject.startswith("assign:")), None)
         if found is None:
             return None
-        accessed = dict.fromkeys(found.subject.partition(":")[2].split("+"), 0)
+        names = found.subject.partition(":")[2]
+        accessed = dict.fromkeys(names.split("+"), 0)
         for p in plan.placements:
             if p.region in accessed:
                 accessed[p.region] += problem.buffers[p.buffer].accessed_bytes
-        return cls(accessed, found.gap)
+        return cls(accessed, found.gap, plan.peak_bytes(names), problem.total_bytes)
 
     def line(self) -> str:
         """The share of each memory in what is read and written, and what is proven."""
@@ -138,7 +142,9 @@ class MemoriesReport:
         )
         least = f"at most {percent(self.gap)} slower than the fastest choice"
         proof = least if self.gap else "no choice at this order is faster"
-        return f"memories: {exact_bytes(total)} read and written, {shares}; {proof}"
+        budget = "" if self.budget_bytes is None else f" of {exact_bytes(self.budget_bytes)}"
+        room = f"{exact_bytes(self.peak_bytes)}{budget} together"
+        return f"memories: {room}; {exact_bytes(total)} read and written, {shares}; {proof}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from mplan.options import Options
 from mplan.passes.planner import solve
 from mplan.passes.tile_pixels import tiled_graph
 from mplan.pipeline import Planned, layout_of, plan_graph
+from mplan.report import Report
 from mplan.runtime.device import run_bundle
 from mplan.targets import load_target
 from tests.quantized_nets import QuantizedNet
@@ -277,3 +278,13 @@ def test_each_memory_holds_what_the_plan_says_within_the_budget(folder: Path, em
 def test_a_plan_file_keeps_the_total(folder: Path) -> None:
     _, file = load_plan(folder / "plan.json")
     assert parse_plan(print_plan(file))[1] == file
+
+
+def test_the_report_says_what_the_memories_take_together(folder: Path) -> None:
+    _, file = load_plan(folder / "plan.json")
+    report = Report.of(file)
+    height = file.plan.peak_bytes("sram+dtcm")
+    assert report.memories is not None
+    assert (report.memories.peak_bytes, report.memories.budget_bytes) == (height, 6 << 10)
+    assert report.to_json()["memories"]["budget_bytes"] == 6 << 10
+    assert f"memories: {height:,} B of 6,144 B together; " in report.memories.line()

@@ -77,6 +77,14 @@ def test_bad_options_are_refused(given: dict[str, object]) -> None:
         Options.parse(given)
 
 
+def test_batches_in_memory_are_sent_to_quantize() -> None:
+    with pytest.raises(
+        UserError, match=r"calibrate is a list, not the path of an \.npz file"
+    ) as caught:
+        Options.parse({"quantize": "int8", "calibrate": [[0.5] * 1_000] * 100})
+    assert "mplan.quantize(" in caught.value.help
+
+
 def digests(path: Path) -> dict[str, str | int]:
     """The planned figures and digest of a graph; every solver here is deterministic."""
     options = Options(target="stm32h743", solver="greedy")

@@ -10,15 +10,13 @@ from torch import nn
 
 import mplan
 from mplan.capture import Captured, capture_exported
-from mplan.ir.graph import Graph
+from mplan.ir.graph import Graph, tensor_type
 from mplan.ir.interp import run
+from mplan.ir.types import DType
 from mplan.ir.verify import verify
 from mplan.passes.base import Context
 from mplan.passes.lower_quantized import LowerQuantized
 from tests.c_support import LAYOUT
-
-#: Ops that a network in integers may have besides quantised ones: they move bytes.
-MOVES = {"aten.view", "aten.permute", "aten.clone", "aten.slice", "aten.cat", "aten.constant_pad_nd"}
 
 
 class Calls(nn.Module):
@@ -58,9 +56,9 @@ def outputs_of(graph: Graph, constants: Any, inputs: Sequence[torch.Tensor]) -> 
 
 
 def floats_in(graph: Graph) -> set[str]:
-    """The kinds of ops that compute with floats."""
-    kinds = {op.kind for op in graph.ops if not op.kind.startswith("mplan.")}
-    return {kind for kind in kinds if kind.rpartition(".")[0] not in MOVES}
+    """The kinds of ops that compute with anything but integers of 8 bits."""
+    others = (op for op in graph.ops if not op.kind.startswith("mplan."))
+    return {op.kind for op in others if any(tensor_type(v).dtype is not DType.I8 for v in op.values)}
 
 
 def steps_between(graph: Graph, ours: torch.Tensor, theirs: torch.Tensor) -> int:

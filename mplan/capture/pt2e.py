@@ -104,6 +104,7 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     for op in (aten.conv_transpose1d.default, aten.conv_transpose2d.input):
         table[op] = partial(_transposed, table[op])
     table[aten.scaled_dot_product_attention.default] = _attention
+    table[aten.glu.default] = _gated
     lowered: ExportedProgram = program.run_decompositions(table)
     return lowered
 
@@ -134,6 +135,12 @@ def _attention(
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = (query @ key.transpose(-2, -1)) * factor
     return scores.softmax(-1) @ value
+
+
+def _gated(x: Tensor, dim: int = -1) -> Tensor:
+    """A gated linear unit in ops that have integer forms."""
+    value, gate = x.chunk(2, dim)
+    return value * gate.sigmoid()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from mplan.capture.quantizer_rewrites import with_integer_forms
 from mplan.passes.lower_quantized.tables import UNTAGGED
 
 if TYPE_CHECKING:
@@ -24,7 +25,14 @@ _WEIGHTED = {
     "aten.convolution.default",
     "aten.linear.default",
 }
-_BINARY = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.matmul.default"}
+_BINARY = {
+    "aten.add.Tensor",
+    "aten.sub.Tensor",
+    "aten.mul.Tensor",
+    "aten.matmul.default",
+    "aten.bmm.default",
+    "aten.mm.default",
+}
 _UNARY = {
     "aten.layer_norm.default",
     "aten.mean.dim",
@@ -71,6 +79,18 @@ _MOVES = {
     "aten.upsample_bilinear2d.default",
     "aten.upsample_nearest2d.vec",
     "aten.upsample_nearest2d.default",
+    "aten.upsample_nearest1d.vec",
+    "aten.upsample_nearest1d.default",
+    "aten.flip.default",
+    "aten.roll.default",
+    "aten.repeat.default",
+    "aten.index_select.default",
+    "aten.reflection_pad1d.default",
+    "aten.reflection_pad2d.default",
+    "aten.replication_pad1d.default",
+    "aten.replication_pad2d.default",
+    "aten.maximum.default",
+    "aten.minimum.default",
 }
 #: Ops whose results have the same range whatever the operand: scale and zero point.
 _FIXED = {
@@ -80,7 +100,6 @@ _FIXED = {
     "aten.hardsigmoid.default": (1 / 256, -128),
     "aten.tanh.default": (1 / 128, 0),
 }
-_NORMS = {"aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default"}
 #: No scale is smaller, so that factors between scales stay in range.
 _LEAST_SCALE = 2.0**-20
 
@@ -110,12 +129,8 @@ class Int8Quantizer:
         )
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Batch norms of images that no layer could take in become depthwise convolutions."""
-        for node in list(model.graph.nodes):
-            if str(node.target) in _NORMS and len(_value(node).shape) == 4:
-                _replace_norm(model, node)
-        model.graph.eliminate_dead_code()
-        model.recompile()
+        """Norms that no layer could take in become layers, quotients by constants products."""
+        with_integer_forms(model)
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -221,45 +236,6 @@ def _value(node: Any) -> Any:
     """The fake result of ``node``, the first of several, or None."""
     value = node.meta.get("val")
     return value[0] if isinstance(value, (tuple, list)) and value else value
-
-
-def _replace_norm(model: GraphModule, norm: Node) -> None:
-    """The same factor and offset per channel, as the weights of a convolution."""
-    import torch
-
-    x, *names = norm.args[:5]
-    weight, bias, mean, variance = (_tensor_of(model, name) for name in names)
-    scale = torch.rsqrt(variance + norm.args[6 if "legit" in str(norm.target) else 7])
-    scale = scale if weight is None else scale * weight
-    offset = -mean * scale if bias is None else bias - mean * scale
-    channels = len(scale)
-    with model.graph.inserting_before(norm):
-        made = [
-            _attribute(model, f"{norm.name}_{key}", tensor)
-            for key, tensor in (("weight", scale.reshape(-1, 1, 1, 1)), ("bias", offset))
-        ]
-        args = (x, *made, [1, 1], [0, 0], [1, 1], channels)
-        layer = model.graph.call_function(torch.ops.aten.conv2d.default, args)
-    kept = {k: v for k, v in norm.meta.items() if k in ("stack_trace", "nn_module_stack")}
-    layer.meta.update({**kept, "val": _value(norm)})
-    for reader in [norm] if norm.target is torch.ops.aten.batch_norm.default else list(norm.users):
-        if reader is norm or reader.args[1] == 0:
-            reader.replace_all_uses_with(layer)
-
-
-def _tensor_of(model: GraphModule, node: Any) -> Any:
-    """The parameter or buffer that ``node`` reads, or None."""
-    found: Any = model
-    for part in str(node.target).split(".") if node is not None else ():
-        found = getattr(found, part)
-    return None if node is None else found.detach()
-
-
-def _attribute(model: GraphModule, name: str, tensor: Any) -> Node:
-    model.register_buffer(name, tensor)
-    node = model.graph.get_attr(name)
-    node.meta["val"] = tensor
-    return node
 
 
 def _is_float(node: Any) -> bool:

@@ -148,6 +148,67 @@ def cat(low: Lowering, op: Op, name: str, get: Get) -> Stored:
     return Stored(result, low.shape(name), order, parts[0].affine, least, most)
 
 
+@move("aten.flip.default")
+def flip(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """Dimensions backwards."""
+    stored = get(low.source(op, "self"))
+    dims = tuple(sorted(stored.order.index(d % len(stored.shape)) for d in integers(op, "dims")))
+    args: dict[str, Arg] = {"self": Ref(stored.name), "dims": dims}
+    return replace(stored, name=low.builder.emit(op.kind, args, name, op.loc))
+
+
+@move("aten.repeat.default")
+def repeat(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """The whole several times behind itself, along each dimension."""
+    stored, counts = get(low.source(op, "self")), integers(op, "repeats")
+    if len(counts) > len(stored.shape):
+        stored = low.reshaped(stored, (1,) * (len(counts) - len(stored.shape)) + stored.shape)
+    args: dict[str, Arg] = {"self": Ref(stored.name), "repeats": tuple(counts[d] for d in stored.order)}
+    result = low.builder.emit(op.kind, args, name, op.loc)
+    return replace(stored, name=result, shape=low.shape(name))
+
+
+@move("aten.index_select.default", "aten.index.Tensor", "aten._unsafe_index.Tensor")
+def pick(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """Positions of one dimension that a constant names, such as those that a pad reflects."""
+    import torch
+
+    stored = get(low.source(op, "self"))
+    if op.kind == "aten.index_select.default":
+        dim, given = number(op, "dim") % len(stored.shape), op.arg("index")
+    else:
+        listed = op.arg("indices")
+        chosen = [(d, i) for d, i in enumerate(listed if isinstance(listed, tuple) else ()) if i]
+        if len(chosen) != 1:
+            raise Unlowered("it picks along several dimensions at once")
+        ((dim, given),) = chosen
+    index = low.constant(given)
+    if index is None or index.dim() != 1 or index.dtype != torch.int64:
+        raise Unlowered("what it picks is no constant list of positions")
+    args: dict[str, Arg] = {
+        "self": Ref(stored.name),
+        "dim": stored.order.index(dim),
+        "index": low.builder.constant(f"{name}_index", index % stored.shape[dim]),
+    }
+    result = low.builder.emit("aten.index_select.default", args, name, op.loc)
+    return replace(stored, name=result, shape=low.shape(name))
+
+
+@move("aten.maximum.default", "aten.minimum.default")
+def extreme(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """The larger or the smaller one of two values of one scale."""
+    shape = low.shape(name)
+    a, b = (get(low.source(op, key)) for key in ("self", "other"))
+    if a.affine != b.affine:
+        raise Unlowered("its operands have different scales")
+    if not a.shape == b.shape == shape:
+        raise Unlowered("its operands have different shapes")
+    args: dict[str, Arg] = {"self": Ref(a.name), "other": Ref(low.arranged(b, a.order).name)}
+    result = low.builder.emit(op.kind, args, name, op.loc)
+    least, most = min(a.least, b.least), max(a.most, b.most)
+    return Stored(result, shape, a.order, a.affine, least, most)
+
+
 @move("aten.constant_pad_nd.default")
 def pad(low: Lowering, op: Op, name: str, get: Get) -> Stored:
     """A constant around the value, or less of it."""
@@ -249,13 +310,18 @@ def interpolate(low: Lowering, op: Op, name: str, get: Get) -> Stored:
     return Stored(result, low.shape(name), NHWC, x.affine, x.least, x.most)
 
 
-@move("aten.upsample_nearest2d.vec", "aten.upsample_nearest2d.default")
+_NEAREST = ("aten.upsample_nearest2d", "aten.upsample_nearest1d")
+
+
+@move(*(f"{kind}.{overload}" for kind in _NEAREST for overload in ("vec", "default")))
 def resize(low: Lowering, op: Op, name: str, get: Get) -> Stored:
-    """Pixels from the nearest ones."""
+    """Pixels from the nearest ones; a line is an image of one row."""
     import torch
 
-    x = image(low, get(low.source(op, "self" if op.arg("self") is not None else "input")))
-    size = low.shape(name)[2:]
+    x, shape = get(low.source(op, "self" if op.arg("self") is not None else "input")), low.shape(name)
+    if len(shape) == 3:
+        x, shape = low.reshaped(x, (*x.shape[:2], 1, x.shape[2])), (*shape[:2], 1, shape[2])
+    x, size = image(low, x), shape[2:]
     for length, wanted in zip(x.shape[2:], size, strict=True):
         line = torch.arange(length, dtype=torch.float32).reshape(1, 1, length)
         theirs = torch.nn.functional.interpolate(line, size=wanted).flatten().tolist()
@@ -268,4 +334,4 @@ def resize(low: Lowering, op: Op, name: str, get: Get) -> Stored:
         "half_pixel_centers": False,
     }
     result = low.builder.emit("mplan.resize_nearest2d", args, name, op.loc)
-    return Stored(result, low.shape(name), NHWC, x.affine, x.least, x.most)
+    return low.reshaped(Stored(result, shape, NHWC, x.affine, x.least, x.most), low.shape(name))

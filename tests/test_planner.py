@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -82,6 +83,12 @@ def test_no_order_and_no_placement_is_below_the_padded_bound() -> None:
         raised += bound > schedule(problem).certificate.lower_bound_bytes
         met += bound == least
     assert raised > 20 and met > 20
+
+
+def test_without_a_limit_a_search_ends_with_its_proof() -> None:
+    problem = _random(random.Random(5), 5, 6)
+    assert solve(problem, limit_s=math.inf).status == "optimal"
+    assert schedule(problem, limit_s=math.inf).certificate.status == "optimal"
 
 
 #: Seeds at which the order of least live bytes cannot be packed at its peak, but another one can.

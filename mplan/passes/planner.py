@@ -33,7 +33,7 @@ _FIRST_ORDER_OF_MANY = 0.9
 _PADDED = 0.3
 #: Seconds that sealing and checking a plan takes per step and buffer; at most half of the limit.
 _CHECK_S = 1e-5
-#: Seconds that placing a buffer takes, or knowing its offset already.
+#: Seconds that placing a buffer takes, its offset known or not.
 _PLACE_S = 2.5e-5
 
 

@@ -104,7 +104,7 @@ def _search(
     if known is not None:
         exact.prove(small.instance, inner, deadline)
     tightening_s = deadline.remaining() * _TIGHTEN
-    searching = Deadline(deadline.remaining() - tightening_s)
+    searching = deadline.share(1 - _TIGHTEN)
     run_solver(find_solver("schedule", solver), small.instance, inner, searching, seed)
     order = small.expand(inner.answer)
     found.offer(order, live_peak(problem, order, region)[0], inner.solver)

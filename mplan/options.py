@@ -18,6 +18,8 @@ CHOICES = {
     "input": ("whole", "rows", "flash"),
 }
 _KINDS = {
+    "limit": "a positive number of seconds",
+    "seed": "a whole number",
     "minimise": "True or False",
     "max_mac_factor": "a number of at least 1",
     "scans": "a whole number of at least 1",

@@ -194,6 +194,21 @@ def test_streams_on_a_microcontroller(choice: Choice, target: str, tmp_path: Pat
     on_device(tmp_path, target, "gcc", "qemu", (files, image, list(wanted)))
 
 
+@pytest.mark.parametrize("width", [8, 12, 16])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_strips_read_across_the_ends_of_rings(kernel: int, width: int, tmp_path: Path) -> None:
+    """A sum reads pixels behind the halo of the layer beside it, which begin amidst a step."""
+    net = QuantizedNet(13, 2 * width, 8, seed=4)
+    x = net.conv("x", 16, (3, 3), padding=(1, 1, 1, 1))
+    y = net.conv(net.conv(x, 24), 24, (kernel, kernel), padding=(kernel // 2,) * 4, groups=24)
+    graph, image = net.graph(net.conv(net.add(x, net.conv(y, 16)), 12)), net.image()
+    wanted = run(graph, {**net.constants, "x": image})
+    marked, ctx = passed(graph, net, FAST)
+    wide = tiled_graph(streamed(marked, Choice("pixel", width=width), False), [ENDLESS], columns=True)
+    ours = run_program(tmp_path, emitted(wide, ctx.constants), [image], wanted)
+    assert torch.equal(ours[0], wanted[0])
+
+
 @pytest.mark.parametrize("kernel,stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
 @pytest.mark.parametrize("width", [3, 6, 9, 10, 11, 12, 17])
 def test_rings_end_where_their_last_pixel_does(width: int, kernel: int, stride: int) -> None:

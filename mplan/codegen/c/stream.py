@@ -363,7 +363,8 @@ class _Stream:
         self, node: Node, op: Op, rule: Spatial, stage: Stage, column: str, count: str
     ) -> Code:
         site = self._site(op)
-        if not count.isdigit():  # kernels for tensors have fixed sizes
+        whole = count.isdigit() and all(self._in_one_piece(a, stage) for a in rule.accesses)
+        if count != "1" and not whole:  # kernels for tensors have fixed sizes
             each = self._pointwise(node, op, rule, stage, f"{column} + k", "1")
             return each.block(f"for (int32_t k = 0; k < {count}; ++k)")
         length = int(count)
@@ -372,6 +373,18 @@ class _Stream:
         result = Pixels(self._target(node.out, column), type_, length, step)
         code = pointwise(op, rule, site, self.local, reads, result)
         return Code(code.lines, (pixel(), *code.functions))
+
+    def _in_one_piece(self, access: Access, stage: Stage) -> bool:
+        """Whether no step of ``stage`` reads pixels of an operand across the end of their ring.
+
+        In rings of pixels those of a step lie in one piece, counted from the first one of a row. What
+        a strip reads may begin before, with a halo that others read.
+        """
+        name = self.root[access.operand]
+        if name not in self.rings or not access.reach[1].scale:
+            return True
+        ahead = (a.steps(stage)[0] - a.part.get(name, (0, 0))[0] for _, a in self.lines)
+        return not any(n % self.pixels for n in ahead)
 
     def _pixels(self, access: Access, column: str, length: int) -> Pixels:
         """What an op reads of an operand at its own position."""

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from cli_runner import run_cli
+from torch import nn
 
+import mplan
 from mplan.diagnostics import InfeasibleError, UserError
 from mplan.ir.accesses import accessed_bytes
 from mplan.ir.check import check
@@ -24,7 +26,7 @@ from mplan.ir.storage import Layout, problem_of
 from mplan.options import Options
 from mplan.passes.planner import solve
 from mplan.passes.tile_pixels import tiled_graph
-from mplan.pipeline import Planned, layout_of, plan_graph
+from mplan.pipeline import PIPELINES, Planned, layout_of, plan_graph
 from mplan.report import Report
 from mplan.runtime.device import run_bundle
 from mplan.targets import load_target
@@ -231,6 +233,7 @@ def test_numbers_in_columns_are_those_that_are_multiplied() -> None:
 MODEL = """
 import torch
 from torch import nn
+from torch import nn
 
 
 def get_model():
@@ -288,3 +291,23 @@ def test_the_report_says_what_the_memories_take_together(folder: Path) -> None:
     assert (report.memories.peak_bytes, report.memories.budget_bytes) == (height, 6 << 10)
     assert report.to_json()["memories"]["budget_bytes"] == 6 << 10
     assert f"memories: {height:,} B of 6,144 B together; " in report.memories.line()
+
+
+@pytest.mark.parametrize("way", ["rows", "flash"])
+def test_rings_of_several_pixels_are_written_as_high_as_planned(way: str, tmp_path: Path) -> None:
+    """Rows of nine pixels, of which a step makes four: the last row ends before its last step would."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU6(), nn.Conv2d(8, 24, 1), nn.ReLU6()]
+    layers += [nn.Conv2d(24, 24, 3, 1, 1, groups=24), nn.ReLU6(), nn.Conv2d(24, 8, 1)]
+    passes = PIPELINES["mcu"].partition("stream{")[0]
+    passes += f"stream{{rows=false,max_mac_factor=1.0,input={way}}},inplace,schedule,allocate"
+    given: dict[str, Any] = {"pipeline": f"{passes},tile_pixels{{budget=8000}}", "quantize": "int8"}
+    given |= {"target": "stm32h743", "memories": "dtcm=700,sram", "io": "int8-nhwc"}
+    model, example = nn.Sequential(*layers).eval(), (torch.randn(1, 3, 18, 18),)
+    done = mplan.compile(model, example, out=tmp_path, name="net", **given)
+    assert done.result.planned is not None
+    (loop,) = (op.loop for op in done.result.planned.graph.ops if op.loop)
+    assert loop.stream is not None and loop.stream.pixels == PIXELS
+    plan, ran = done.result.file.plan, run_bundle(tmp_path)
+    assert ran.outputs_match and plan.peak_bytes("dtcm") and plan.peak_bytes("sram")
+    assert ran.arena_touched_bytes == plan.peak_bytes("dtcm") + plan.peak_bytes("sram")

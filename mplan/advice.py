@@ -23,6 +23,8 @@ _WAYS = (
     ("flash", "stream the image from flash", 1.0),
     ("whole", "stream the image from the arena", 1.0),
 )
+#: How often the rows of an image may arrive where arriving once does not keep within the budget.
+_SCANS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +51,28 @@ def advised(subject: str, options: Options) -> Advised:
     Raises MplanError.
     """
     try:
-        result, refused = compiler.plan(subject, options=options), ""
+        result = compiler.plan(subject, options=options)
     except InfeasibleError as error:
-        refused = f"{error.code}: {error.message}"
+        limit = options.budget or load_target(options.target).arena_memory.size_bytes
         options = replace(options, budget=None, minimise=True)
         result = compiler.plan(subject, options=options)
-    return Advised(result, advise(subject, result, options), refused)
+        advice = advise(subject, result, options, limit)
+        return Advised(result, advice, f"{error.code}: {error.message}")
+    return Advised(result, advise(subject, result, options))
 
 
-def advise(subject: str, result: Result, options: Options) -> tuple[Advice, ...]:
+def advise(
+    subject: str, result: Result, options: Options, limit: int | None = None
+) -> tuple[Advice, ...]:
     """Changes to ``subject`` (a path that ``compiler.plan`` took) that lower the peak, best first; of
-    ways to stream that need the same the first one."""
+    ways to stream that need the same the first one.
+
+    If ``result`` is not within the bytes of a ``limit``, rows that arrive several times may be.
+    """
     before = _peak(result)
     found = _priced(_alternatives(subject, result, options), before)
-    streams = {a.peak_bytes: a for a in reversed(_priced(_streams(subject, result, options), before))}
+    ways = _priced(_streams(subject, result, options, limit), before)
+    streams = {a.peak_bytes: a for a in reversed(ways)}
     return tuple(sorted([*found, *streams.values()], key=lambda a: a.peak_bytes))
 
 
@@ -122,7 +132,7 @@ def _alternatives(
 
 
 def _streams(
-    subject: str, result: Result, options: Options
+    subject: str, result: Result, options: Options, limit: int | None
 ) -> Iterator[tuple[str, Callable[[], Result]]]:
     """On microcontrollers: integers, for which C that streams is generated, and the ways to stream them
     for fewest bytes."""
@@ -149,6 +159,24 @@ def _streams(
     for way, text, factor in _WAYS:
         more = f" --max-mac-factor {factor:g}" if factor > 1 else ""
         yield f"{text} ({f'{flags} --input {way}{more}'.strip()})", partial(stream, way, factor)
+    if limit is not None:
+        within = replace(options, budget=limit, minimise=False, input="rows", scans=_SCANS)
+        asked = f"{flags} --budget {limit} --input rows".strip()
+        yield from _scanned(lambda: compiler.plan(model(), options=within), asked)
+
+
+def _scanned(attempt: Callable[[], Result], flags: str) -> Iterator[tuple[str, Callable[[], Result]]]:
+    """Rows that arrive several times, as often and for as much work as the plan says; none if they
+    need to arrive only once or nothing keeps within its budget."""
+    try:
+        found = attempt()
+    except MplanError:
+        return
+    made = found.planned.streamed if found.planned else None
+    if made is not None and made.scans > 1:
+        text = f"stream rows of the image, which arrive {made.scans} times"
+        work = f"at {made.mac_factor:.3f} times the multiply-accumulates"
+        yield f"{text}, {work} ({flags} --scans {made.scans})", lambda: found
 
 
 def _is_python(subject: str) -> bool:

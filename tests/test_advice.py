@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_runner import Outcome, run_cli
 
 from mplan.compiler import plan
+from mplan.diagnostics import InfeasibleError
 from tests.quantized_nets import QuantizedNet
 from tests.test_memories_total import narrow
 
@@ -26,6 +28,23 @@ def get_model():
 
 def get_inputs():
     return torch.randn(1, 3, 24, 24)
+"""
+
+STRIDES = """
+import torch
+from torch import nn
+
+
+def get_model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU6(), nn.Conv2d(16, 16, 3, 2, 1, groups=16), nn.ReLU6(),
+        nn.Conv2d(16, 8, 1), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()
+
+
+def get_inputs():
+    return torch.randn(1, 3, 32, 32)
 """
 
 
@@ -71,6 +90,34 @@ def test_float_models_become_integers_first(tmp_path: Path) -> None:
         tmp_path / "net.py", target="stm32f746", quantize="int8", io="int8-nhwc", input="rows"
     )
     assert planned.file.plan.peak_bytes("sram") == found[f"{asked} --input rows"]
+
+
+@pytest.mark.parametrize(("budget", "scans"), [(724, 2), (633, 4)])
+def test_rows_that_arrive_several_times_meet_a_budget(budget: int, scans: int, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(STRIDES)
+    kind = ("-t", "stm32f746", "--budget", budget, "--json")
+    done = run_cli("explain", tmp_path / "net.py", *kind)
+    found, asked = advice(done), "--quantize int8 --io int8-nhwc"
+    several = f"{asked} --budget {budget} --input rows --scans {scans}"
+    assert found[several] <= budget < found[f"{asked} --input rows"]
+    given: dict[str, Any] = {"target": "stm32f746", "quantize": "int8", "io": "int8-nhwc"}
+    given |= {"budget": budget, "input": "rows"}
+    made = plan(tmp_path / "net.py", scans=scans, **given)
+    assert made.file.plan.peak_bytes("sram") == found[several]
+    assert made.planned is not None and made.planned.streamed is not None
+    (text,) = (a["text"] for a in done.json["advice"] if "--scans" in a["text"])
+    factor = f"{made.planned.streamed.mac_factor:.3f}"
+    assert f"arrive {scans} times, at {factor} times the multiply-accumulates" in text
+    with pytest.raises(InfeasibleError):
+        plan(tmp_path / "net.py", **given)
+
+
+def test_rows_arrive_once_where_that_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(STRIDES)
+    kind = ("-t", "stm32f746", "--budget", 1000, "--json")
+    done = run_cli("explain", tmp_path / "net.py", *kind)
+    assert done.json["refused"] and min(advice(done).values()) <= 1000
+    assert not any("--scans" in text for text in advice(done))
 
 
 def test_no_streams_elsewhere(tmp_path: Path) -> None:

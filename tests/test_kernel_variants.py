@@ -63,9 +63,8 @@ class Layers(QuantizedNet):
         if kind in ("max", "avg"):
             args = ["input=%x", f"kernel_size={list(kernel)}", *place, *clamp]
             return self.op(f"mplan.q{kind}_pool2d", (1, *sizes, c), *args)
-        out = channels if kind == "deep" else channels * c if channels * c <= 80 else c
-        shape = (1, *kernel, out) if kind == "wide" else (out, *kernel, c)
-        args = [*self._operands(shape, out, shifts, bias), *place, f"dilation={list(dilation)}"]
+        out, operands = self._weights(kernel, channels, kind, shifts, bias)
+        args = [*operands, *place, f"dilation={list(dilation)}"]
         args += self._zeros()
         name = "mplan.qdepthwise_conv2d" if kind == "wide" else "mplan.qconv2d"
         return self.op(name, (1, *sizes, out), *args, *clamp)
@@ -83,7 +82,6 @@ class Layers(QuantizedNet):
         bias: int,
     ) -> str:
         """A transposed convolution, with a row and a column more at the end than the kernel reaches."""
-        c = self.channels
         whole = [
             (n - 1) * stride[d] + (kernel[d] - 1) * dilation[d] + 2
             for d, n in enumerate((self.height, self.width))
@@ -93,12 +91,25 @@ class Layers(QuantizedNet):
         sizes = (whole[0] - top - bottom, whole[1] - left - right)
         place = [f"stride={list(stride)}", f"padding=[{top}, {bottom - 1}, {left}, {right - 1}]"]
         limits = f"clamp_min={self.number(-128, 0)}", f"clamp_max={self.number(1, 127)}"
-        out = channels if kind == "deep" else channels * c if channels * c <= 80 else c
-        shape = (1, *kernel, out) if kind == "wide" else (out, *kernel, c)
-        args = [*self._operands(shape, out, shifts, bias), *place, f"dilation={list(dilation)}"]
+        out, operands = self._weights(kernel, channels, kind, shifts, bias)
+        args = [*operands, *place, f"dilation={list(dilation)}"]
         args += [*self._zeros(), *(() if full else limits)]
         name = f"mplan.q{'depthwise_' if kind == 'wide' else ''}conv_transpose2d"
         return self.op(name, (1, *sizes, out), *args)
+
+    def _weights(
+        self,
+        kernel: tuple[int, int],
+        channels: int,
+        kind: str,
+        shifts: tuple[int, ...],
+        bias: int,
+    ) -> tuple[int, list[str]]:
+        """The channels of a result and the operands that make them, each of one channel if wide."""
+        c = self.channels
+        out = channels if kind == "deep" else channels * c if channels * c <= 80 else c
+        shape = (1, *kernel, out) if kind == "wide" else (out, *kernel, c)
+        return out, self._operands(shape, out, shifts, bias)
 
     def _zeros(self) -> list[str]:
         numbers = {"input": self.number(-128, 128), "output": self.number(-99, 99)}

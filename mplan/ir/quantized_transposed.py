@@ -86,8 +86,7 @@ def qconv_transpose2d(
 
     x = _Image(input, (kernel_h, kernel_w), stride, padding, dilation)
     sums = x.sums(products, out_channels, input_zero_point, padding_value)
-    clamp = clamp_min, clamp_max
-    added = _by_phase(bias, sums, stride, padding)
+    added, clamp = x.by_phase(bias), (clamp_min, clamp_max)
     return requantized(sums, added, multiplier, shift, output_zero_point, clamp, bounded=bounded)
 
 
@@ -119,21 +118,8 @@ def qdepthwise_conv_transpose2d(
 
     x = _Image(input, (kernel_h, kernel_w), stride, padding, dilation)
     sums = x.sums(products, out_channels, input_zero_point, padding_value)
-    clamp = clamp_min, clamp_max
-    added = _by_phase(bias, sums, stride, padding)
+    added, clamp = x.by_phase(bias), (clamp_min, clamp_max)
     return requantized(sums, added, multiplier, shift, output_zero_point, clamp, bounded=bounded)
-
-
-def _by_phase(
-    bias: Tensor | None, sums: Tensor, stride: tuple[int, int], padding: tuple[int, int, int, int]
-) -> Tensor | None:
-    """A bias per phase as one per pixel."""
-    import torch
-
-    if bias is None or bias.dim() == 1:
-        return bias
-    rows, columns = ((torch.arange(sums.shape[1 + d]) + padding[2 * d]) % stride[d] for d in range(2))
-    return bias[rows][:, columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +163,16 @@ class _Image:
                 whole[:, down, across] += products(x, row, column)
         whole = whole[:, ahead[0] : ahead[0] + self._size(0)]
         return whole[:, :, ahead[1] : ahead[1] + self._size(1)]
+
+    def by_phase(self, bias: Tensor | None) -> Tensor | None:
+        """A bias per phase as one per pixel of the result."""
+        import torch
+
+        if bias is None or bias.dim() == 1:
+            return bias
+        places = (torch.arange(self._size(d)) + self.padding[2 * d] for d in range(2))
+        rows, columns = (place % step for place, step in zip(places, self.stride, strict=True))
+        return bias[rows][:, columns]
 
     def _reach(self, d: int) -> int:
         return (self.kernel[d] - 1) * self.dilation[d]

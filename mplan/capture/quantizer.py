@@ -7,6 +7,7 @@ covers what is left behind the clamp. What only moves numbers shares the scale o
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -135,9 +136,10 @@ class Int8Quantizer:
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write annotations to all nodes that have an integer form."""
-        walk = _Walk(self.activation, self.weight)
-        for node in model.graph.nodes:
-            if node not in walk.fused and _is_float(node):
+        nodes = list(model.graph.nodes)
+        walk = _Walk(self.activation, self.weight, *_groups(nodes))
+        for node in nodes:
+            if node in walk.functions or (node not in walk.fused and _is_float(node)):
                 walk.annotate(node)
         return model
 
@@ -150,17 +152,24 @@ class Int8Quantizer:
 
 @dataclass
 class _Walk:
-    """One pass over a graph: nodes that belong to one before them, and those of fixed scale."""
+    """One pass over a graph.
+
+    ``fused`` are nodes that belong to one before them, ``functions`` those that are functions of one
+    value, with that value; ``fixed`` have a fixed scale.
+    """
 
     activation: Any
     weight: Any
-    fused: set[Node] = field(default_factory=set)
+    fused: set[Node]
+    functions: dict[Node, Node]
     fixed: set[Node] = field(default_factory=set)
 
     def annotate(self, node: Node) -> None:
         """What ``node`` needs, if it has an integer form."""
         kind, operands = str(node.target), _tensors(node)
-        if kind in _MOVES and not _is_global_pool(node):
+        if node in self.functions:
+            self._function(node)
+        elif kind in _MOVES and not _is_global_pool(node):
             self._share(node, operands)
         elif kind == "<built-in function getitem>":
             self._share_part(node)
@@ -169,16 +178,19 @@ class _Walk:
             self._mark(node, {x: self.activation, w: replace(self.weight, ch_axis=_axis(node, x, w))})
         elif kind in _BINARY and len(operands) == 2:
             self._mark(node, dict.fromkeys(operands, self.activation))
-        elif kind in _UNARY or kind in _FIXED or _is_global_pool(node) or _is_function(node, operands):
+        elif kind in _UNARY or kind in _FIXED or _is_global_pool(node):
             self._mark(node, {operands[0]: self.activation})
+
+    def _function(self, node: Node) -> None:
+        """Quantise the value that ``node`` is a function of, and its result where that ends."""
+        value = self.functions[node]
+        inputs = {value} & set(node.all_input_nodes) - self.fixed
+        ends = _is_float(node) and not _is_inside(node, self.functions)
+        self._write(node, dict.fromkeys(inputs, self.activation), self._output(node) if ends else None)
 
     def _mark(self, node: Node, inputs: dict[Node, Any]) -> None:
         """Quantise the operands of ``node``, and its result behind clamps and factors."""
-        last = node
-        if str(node.target) in _WEIGHTED | _BINARY:
-            while (follower := _follower(last)) is not None:
-                last = follower
-                self.fused.add(last)
+        last = (node, *_followers(node))[-1]
         inputs = {n: spec for n, spec in inputs.items() if n not in self.fixed}
         if last is node:
             self._write(node, inputs, self._output(node))
@@ -259,6 +271,13 @@ def _tensors(node: Node) -> list[Node]:
     ]
 
 
+def _followers(node: Node) -> Iterator[Node]:
+    """The clamps and factors behind a layer, a sum or a product."""
+    if str(node.target) in _WEIGHTED | _BINARY:
+        while (follower := _follower(node)) is not None:
+            yield (node := follower)
+
+
 def _follower(node: Node) -> Node | None:
     """The only reader of ``node`` if it clamps it or multiplies it by a positive number."""
     if len(node.users) != 1:
@@ -290,10 +309,48 @@ def _is_global_pool(node: Node) -> bool:
     return all(n == 1 for n in node.meta["val"].shape[2:])
 
 
-def _is_function(node: Node, operands: list[Node]) -> bool:
-    """Whether ``node`` computes each number of its result from one number of its only operand."""
+def _groups(nodes: Sequence[Node]) -> tuple[set[Node], dict[Node, Node]]:
+    """Nodes that belong to the op before them, and functions of one value, with the value.
+
+    A function may be written in many ops. One that others read, too, is a value of its own.
+    """
+    ends: set[Node] = set()
+    while True:
+        fused: set[Node] = set()
+        functions: dict[Node, Node] = {}
+        for node in nodes:
+            value = None if node in fused else _argument(node, functions, ends)
+            if value is not None:
+                functions[node] = value
+            else:
+                fused.update(_followers(node))
+        found = {
+            node
+            for node in functions
+            if not _is_inside(node, functions)
+            and any(functions.get(n) is functions[node] for n in node.users)
+        }
+        if found <= ends:
+            return fused, functions
+        ends |= found
+
+
+def _argument(node: Node, functions: Mapping[Node, Node], ends: Collection[Node]) -> Node | None:
+    """The value that each number of ``node``'s result is computed from one number of, or None."""
     import torch
 
     tags = getattr(node.target, "tags", ())
-    pointwise = torch.Tag.pointwise in tags or str(node.target) in UNTAGGED
-    return pointwise and len(operands) == 1 and len(node.all_input_nodes) == 1
+    if torch.Tag.pointwise not in tags and str(node.target) not in UNTAGGED:
+        return None
+    operands = [n for n in node.all_input_nodes if n.op != "get_attr" or _value(n).numel() != 1]
+    found = {n if n in ends else functions.get(n, n) for n in operands}
+    if len(found) != 1:
+        return None
+    (value,) = found
+    alike = getattr(_value(value), "shape", None) == _value(node).shape
+    return value if alike and value.op != "get_attr" and _value(value).dtype == torch.float32 else None
+
+
+def _is_inside(node: Node, functions: Mapping[Node, Node]) -> bool:
+    """Whether all that read the function ``node`` are functions of the same value."""
+    return bool(node.users) and all(functions.get(n) is functions[node] for n in node.users)

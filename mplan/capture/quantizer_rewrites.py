@@ -17,12 +17,55 @@ if TYPE_CHECKING:
 
 def with_integer_forms(model: GraphModule) -> None:
     """Rewrite ``model`` in place; norms of other ranks than 2 to 4 stay."""
+    _fold_constants(model)
     for node in list(model.graph.nodes):
         replace = _REWRITES.get(str(node.target))
         if replace is not None and hasattr(node.args[0], "meta"):
             replace(_Rewrite(model, node))
     model.graph.eliminate_dead_code()
     model.recompile()
+
+
+def _fold_constants(model: GraphModule) -> None:
+    """Buffers for what follows from parameters and buffers alone."""
+    import torch
+
+    known: dict[Node, Any] = {}
+    for node in list(model.graph.nodes):
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if node.op == "get_attr":
+            found = _constant(model, node)
+        elif node.op == "call_function" and not random and known.keys() >= set(node.all_input_nodes):
+            args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
+            found = node.target(*args, **kwargs)
+            if isinstance(found, torch.Tensor):
+                node.replace_all_uses_with(made := _attribute(model, node, "value", found))
+                known[made] = found
+        else:
+            continue
+        if found is not None:
+            known[node] = found
+
+
+def _constant(model: GraphModule, node: Any) -> Any:
+    """The parameter or buffer that ``node`` is, or None; the model's state is no constant."""
+    if getattr(node, "op", "") != "get_attr" or any("copy_" in str(n.target) for n in node.users):
+        return None
+    found: Any = model
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    return found.detach()
+
+
+def _attribute(model: GraphModule, node: Node, key: str, tensor: Any) -> Node:
+    """A buffer that holds ``tensor``, read before ``node``."""
+    name = f"{node.name}_{key}"
+    model.register_buffer(name, tensor.clone())
+    with model.graph.inserting_before(node):
+        made = model.graph.get_attr(name)
+    fake = getattr(_value(node), "fake_mode", None)
+    made.meta["val"] = tensor if fake is None else fake.from_tensor(tensor)
+    return made
 
 
 class _Rewrite:
@@ -35,13 +78,7 @@ class _Rewrite:
 
     def constant(self, place: int) -> Any:
         """The parameter or buffer that is the argument at ``place``, or None."""
-        node: Any = self.node.args[place]
-        if getattr(node, "op", "") != "get_attr":
-            return None
-        found: Any = self.model
-        for part in str(node.target).split("."):
-            found = getattr(found, part)
-        return found.detach()
+        return _constant(self.model, self.node.args[place])
 
     def call(self, kind: Any, *args: Any) -> Node:
         """A call with the module and the source of the node; its result is computed from fakes."""
@@ -74,13 +111,7 @@ class _Rewrite:
 
     def attribute(self, key: str, tensor: Any) -> Node:
         """A buffer of the model that holds ``tensor``."""
-        name = f"{self.node.name}_{key}"
-        self.model.register_buffer(name, tensor)
-        with self.model.graph.inserting_before(self.node):
-            node = self.model.graph.get_attr(name)
-        fake = getattr(_value(self.input), "fake_mode", None)
-        node.meta["val"] = tensor if fake is None else fake.from_tensor(tensor)
-        return node
+        return _attribute(self.model, self.node, key, tensor)
 
     def normalised(self, length: int, epsilon: float) -> Node:
         """The operand with mean 0 and variance 1 in each ``length`` of its numbers."""

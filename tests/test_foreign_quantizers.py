@@ -215,14 +215,10 @@ IMAGE = (1, 3, 8, 8)
 #: What stays float: the network, the shapes of its inputs, and what the note says.
 STAYS: dict[str, tuple[Any, ...]] = {
     "three_dimensions": (nn.Conv3d(3, 4, 3), (1, 3, 4, 4, 4), "one or two dimensions"),
-    "factor": (Calls(lambda x, y: torch.sub(x, y, alpha=2)), IMAGE, IMAGE, "has a factor"),
-    "dilated_pool": (nn.MaxPool2d(2, dilation=2), IMAGE, "with dilation"),
+    "factor": (Calls(lambda x, y: torch.sub(x, y, alpha=0)), IMAGE, IMAGE, "no number but 0"),
     "divided_pool": (nn.AvgPool2d(3, divisor_override=5), IMAGE, "divisor of its own"),
-    "amax_of_rows": (Calls(lambda x: x.amax(3)), IMAGE, "anything but whole images"),
     "overlapping_pool": (nn.AdaptiveAvgPool2d(3), IMAGE, "windows overlap"),
     "pool_of_volumes": (nn.MaxPool3d(2), (1, 3, 4, 4, 4), "no integer form"),
-    "repeated": (Calls(lambda x: x[:, :1].expand(1, 3, 8, 8) * x), IMAGE, "repeats elements"),
-    "other_fill": (Calls(lambda x: F.pad(x, (1, 1), value=0.123456)), IMAGE, "none of its operand's"),
     "cumsum": (Calls(lambda x: torch.cumsum(x, 1)), IMAGE, "no integer form"),
 }
 

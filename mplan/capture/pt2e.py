@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mplan.capture.calibration import Call, as_call, slices
+from mplan.capture.decompositions import taken_apart
 from mplan.capture.export import composite_table, export, first_line
 from mplan.capture.source import whole_stacks
 from mplan.diagnostics import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.export import ExportedProgram
     from torch.nn import Module
 
 #: Composite ops that the quantizer knows whole.
 _NAMES = ("conv1d", "conv2d", "linear", "layer_norm", "matmul", "max_pool2d", "prelu")
 _WHOLE = tuple(f"aten::{name}" for name in _NAMES)
-#: Ops that are views and a copy.
-_SHUFFLES = ("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle")
+#: Ops that are views and copies.
+_MOVES = ("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "stack")
 
 
 def quantize(
@@ -96,51 +95,13 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         if op.name() not in _WHOLE
     }
     core = torch.export.default_decompositions()
-    aten = torch.ops.aten
-    for name in _SHUFFLES:
-        op = getattr(aten, name).default
+    for name in _MOVES:
+        op = getattr(torch.ops.aten, name).default
         if op in core:
             table[op] = core[op]
-    for op in (aten.conv_transpose1d.default, aten.conv_transpose2d.input):
-        table[op] = partial(_transposed, table[op])
-    table[aten.scaled_dot_product_attention.default] = _attention
-    table[aten.glu.default] = _gated
+    table.update(taken_apart(table))
     lowered: ExportedProgram = program.run_decompositions(table)
     return lowered
-
-
-def _transposed(decomposed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A transposed convolution stays whole, so that a batch norm folds into it.
-
-    Those in groups are ``decomposed``: torchao would scale the wrong dimension of their weights.
-    """
-    groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-    return NotImplemented if groups == 1 else decomposed(*args, **kwargs)
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """Attention in ops that have integer forms; with a mask it has none and stays whole."""
-    if attn_mask is not None or is_causal or enable_gqa or dropout_p:
-        return NotImplemented
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = (query @ key.transpose(-2, -1)) * factor
-    return scores.softmax(-1) @ value
-
-
-def _gated(x: Tensor, dim: int = -1) -> Tensor:
-    """A gated linear unit in ops that have integer forms."""
-    value, gate = x.chunk(2, dim)
-    return value * gate.sigmoid()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from mplan.ir.graph import Graph, Op
 from mplan.passes.base import Context, Pass
-from mplan.passes.lower_quantized import contractions, elementwise, moves, reductions  # noqa: F401
+from mplan.passes.lower_quantized import contractions, elementwise, moves, reductions, windows  # noqa: F401
 from mplan.passes.lower_quantized.builder import Builder
 from mplan.passes.lower_quantized.lowering import Lowering
 from mplan.passes.lower_quantized.scales import is_quantised, refuse_others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mplan.ir.affine import sum_factors
@@ -10,7 +11,7 @@ from mplan.ir.graph import Arg, Op, Ref
 from mplan.ir.quantized_reference import ADD_LEFT_SHIFT
 from mplan.passes.lower_quantized.goal import Goal, Unlowered
 from mplan.passes.lower_quantized.layout import Stored
-from mplan.passes.lower_quantized.lowering import Lowering, rule
+from mplan.passes.lower_quantized.lowering import Get, Lowering, move, rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,10 +75,12 @@ def factor(low: Lowering, op: Op, goal: Goal) -> Stored:
 @rule("aten.add.Tensor", "aten.sub.Tensor")
 def summed(low: Lowering, op: Op, goal: Goal) -> Stored:
     """A sum or difference of two int8 values."""
-    if op.arg("alpha", 1) != 1:
-        raise Unlowered("its second operand has a factor")
+    alpha = op.arg("alpha", 1)
+    if not isinstance(alpha, (int, float)) or alpha == 0:
+        raise Unlowered("the factor of its second operand is no number but 0")
     a, b = _operands(low, op)
-    first, second, result = sum_factors(a.affine, b.affine, goal.affine, ADD_LEFT_SHIFT)
+    other = replace(b.affine, scale=b.affine.scale * abs(alpha))
+    first, second, result = sum_factors(a.affine, other, goal.affine, ADD_LEFT_SHIFT)
     args: dict[str, Arg] = {
         "input_multiplier": first[0],
         "input_shift": first[1],
@@ -86,7 +89,7 @@ def summed(low: Lowering, op: Op, goal: Goal) -> Stored:
         "multiplier": result[0],
         "shift": result[1],
     }
-    kind = "mplan.qadd" if op.kind == "aten.add.Tensor" else "mplan.qsub"
+    kind = "mplan.qadd" if (op.kind == "aten.add.Tensor") == (alpha > 0) else "mplan.qsub"
     return _binary(low, op, kind, (a, b), args, goal)
 
 
@@ -151,18 +154,30 @@ def _slopes(low: Lowering, op: Op, x: str) -> Tensor | None:
     return found if all(n == 1 for d, n in sizes if d != 1) else None
 
 
+@move("aten.maximum.default", "aten.minimum.default")
+def extreme(low: Lowering, op: Op, name: str, get: Get) -> Stored:
+    """The larger or the smaller one of two values of one scale."""
+    a, b = _aligned(low, *(get(low.source(op, key)) for key in ("self", "other")))
+    if a.affine != b.affine:
+        raise Unlowered("its operands have different scales")
+    args: dict[str, Arg] = {"self": Ref(a.name), "other": Ref(b.name)}
+    result = low.builder.emit(op.kind, args, name, op.loc)
+    least, most = min(a.least, b.least), max(a.most, b.most)
+    return Stored(result, low.shape(name), a.order, a.affine, least, most)
+
+
 def _operands(low: Lowering, op: Op) -> tuple[Stored, Stored]:
     """Both operands with the rank of the result, stored in the same order."""
-    rank = len(low.shape(op.result.name))
-    a, b = (_widened(low, low.operand(op, name), rank) for name in ("self", "other"))
+    return _aligned(low, low.operand(op, "self"), low.operand(op, "other"))
+
+
+def _aligned(low: Lowering, *operands: Stored) -> tuple[Stored, Stored]:
+    """Two values with the higher rank of both, stored in the same order."""
+    rank = max(len(t.shape) for t in operands)
+    a, b = (low.reshaped(t, (1,) * (rank - len(t.shape)) + t.shape) for t in operands)
     size = [len([n for n in t.shape if n != 1]) for t in (a, b)]
     order = a.order if size[0] >= size[1] else b.order
     return low.arranged(a, order), low.arranged(b, order)
-
-
-def _widened(low: Lowering, stored: Stored, rank: int) -> Stored:
-    missing = rank - len(stored.shape)
-    return low.reshaped(stored, (1,) * missing + stored.shape) if missing else stored
 
 
 def _binary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mplan.ir.bilinear import PLACE_BITS, within
@@ -96,12 +97,10 @@ def permute(low: Lowering, op: Op, name: str, get: Get) -> Stored:
 
 @move("aten.expand.default")
 def expand(low: Lowering, op: Op, name: str, get: Get) -> Stored:
-    """The operand itself, if it keeps its elements."""
+    """Dimensions of size 1 several times."""
     stored, shape = get(low.source(op, "self")), low.shape(name)
-    added = len(shape) - len(stored.shape)
-    if (1,) * added + stored.shape != shape:
-        raise Unlowered("it repeats elements")
-    return low.reshaped(stored, shape)
+    stored = low.reshaped(stored, (1,) * (len(shape) - len(stored.shape)) + stored.shape)
+    return repeated(low, stored, tuple(n // m for n, m in zip(shape, stored.shape, strict=True)), op)
 
 
 @move("aten.slice.Tensor", "aten.select.int")
@@ -163,9 +162,17 @@ def repeat(low: Lowering, op: Op, name: str, get: Get) -> Stored:
     stored, counts = get(low.source(op, "self")), integers(op, "repeats")
     if len(counts) > len(stored.shape):
         stored = low.reshaped(stored, (1,) * (len(counts) - len(stored.shape)) + stored.shape)
+    return repeated(low, stored, counts, op)
+
+
+def repeated(low: Lowering, stored: Stored, counts: Sizes, op: Op) -> Stored:
+    """``stored`` so many times along each dimension."""
+    if set(counts) <= {1}:
+        return stored
     args: dict[str, Arg] = {"self": Ref(stored.name), "repeats": tuple(counts[d] for d in stored.order)}
-    result = low.builder.emit(op.kind, args, name, op.loc)
-    return replace(stored, name=result, shape=low.shape(name))
+    result = low.builder.emit("aten.repeat.default", args, op.result.name, op.loc)
+    shape = tuple(n * m for n, m in zip(stored.shape, counts, strict=True))
+    return replace(stored, name=result, shape=shape)
 
 
 @move("aten.index_select.default", "aten.index.Tensor", "aten._unsafe_index.Tensor")
@@ -185,28 +192,23 @@ def pick(low: Lowering, op: Op, name: str, get: Get) -> Stored:
     index = low.constant(given)
     if index is None or index.dim() != 1 or index.dtype != torch.int64:
         raise Unlowered("what it picks is no constant list of positions")
+    return picked(low, stored, dim, (index % stored.shape[dim]).tolist(), op)
+
+
+def picked(low: Lowering, stored: Stored, dim: int, positions: Sequence[int], op: Op) -> Stored:
+    """``stored`` at ``positions`` of a logical dimension."""
+    import torch
+
+    shape = stored.shape
+    if list(positions) == list(range(shape[dim])):
+        return stored
     args: dict[str, Arg] = {
         "self": Ref(stored.name),
         "dim": stored.order.index(dim),
-        "index": low.builder.constant(f"{name}_index", index % stored.shape[dim]),
+        "index": low.builder.constant(f"{op.values[0].name}_index", torch.tensor(positions)),
     }
-    result = low.builder.emit("aten.index_select.default", args, name, op.loc)
-    return replace(stored, name=result, shape=low.shape(name))
-
-
-@move("aten.maximum.default", "aten.minimum.default")
-def extreme(low: Lowering, op: Op, name: str, get: Get) -> Stored:
-    """The larger or the smaller one of two values of one scale."""
-    shape = low.shape(name)
-    a, b = (get(low.source(op, key)) for key in ("self", "other"))
-    if a.affine != b.affine:
-        raise Unlowered("its operands have different scales")
-    if not a.shape == b.shape == shape:
-        raise Unlowered("its operands have different shapes")
-    args: dict[str, Arg] = {"self": Ref(a.name), "other": Ref(low.arranged(b, a.order).name)}
-    result = low.builder.emit(op.kind, args, name, op.loc)
-    least, most = min(a.least, b.least), max(a.most, b.most)
-    return Stored(result, shape, a.order, a.affine, least, most)
+    result = low.builder.emit("aten.index_select.default", args, op.values[0].name, op.loc)
+    return replace(stored, name=result, shape=(*shape[:dim], len(positions), *shape[dim + 1 :]))
 
 
 @move("aten.constant_pad_nd.default")
@@ -217,8 +219,8 @@ def pad(low: Lowering, op: Op, name: str, get: Get) -> Stored:
         raise Unlowered("its value is not constant")
     goal = Goal(stored.affine)
     fill = goal.integer(value)
-    if value != 0 and value != (fill - stored.affine.zero_point) * stored.affine.scale:
-        raise Unlowered(f"its value {value} is none of its operand's numbers")
+    if abs(value - (fill - stored.affine.zero_point) * stored.affine.scale) > stored.affine.scale / 2:
+        raise Unlowered(f"its value {value} is outside of its operand's range")
     return padded(low, stored, widths, fill, name, op)
 
 
@@ -243,53 +245,6 @@ def image(low: Lowering, stored: Stored) -> Stored:
     return low.arranged(stored, NHWC)
 
 
-@move("aten.max_pool2d.default", "aten.max_pool2d_with_indices.default")
-def max_pool(low: Lowering, op: Op, name: str, get: Get) -> Stored:
-    """A maximum is the same for integers."""
-    if name != op.values[0].name:
-        raise Unlowered("its indices are used")
-    if any(d != 1 for d in integers(op, "dilation")):
-        raise Unlowered("a pool with dilation")
-    x = image(low, get(low.source(op, "self")))
-    kernel = integers(op, "kernel_size", 2)
-    stride, padding = integers(op, "stride", 2) or kernel, integers(op, "padding", 2) or (0, 0)
-    args = windows(x, kernel, stride, padding, low.shape(name))
-    result = low.builder.emit("mplan.qmax_pool2d", args, name, op.loc)
-    return Stored(result, low.shape(name), NHWC, x.affine, x.least, x.most)
-
-
-def windows(x: Stored, kernel: Sizes, stride: Sizes, padding: Sizes, shape: Sizes) -> dict[str, Arg]:
-    """The arguments of a pool of the image ``x`` with results of ``shape``.
-
-    Where partial windows count (``ceil_mode``), there is more padding at the end.
-    """
-    sides: list[int] = []
-    for d, before in enumerate(padding):
-        reach = (shape[2 + d] - 1) * stride[d] + kernel[d]
-        sides += [before, max(before, reach - x.shape[2 + d] - before)]
-    return {
-        "input": Ref(x.name),
-        "kernel_size": kernel,
-        "stride": stride,
-        "padding": tuple(sides),
-    }
-
-
-@move("aten.amax.default")
-def largest(low: Lowering, op: Op, name: str, get: Get) -> Stored:
-    """The maximum of a whole image: of its columns, then of what they yield."""
-    x = get(low.source(op, "self"))
-    if len(x.shape) != 4 or {d % 4 for d in integers(op, "dim")} != {2, 3}:
-        raise Unlowered("maxima of anything but whole images have no integer form")
-    x, shape = image(low, x), x.shape
-    for kernel in ((shape[2], 1), (1, shape[3])):
-        shape = (*shape[:2], shape[2] // kernel[0], shape[3] // kernel[1])
-        args = windows(x, kernel, kernel, (0, 0), shape)
-        result = low.builder.emit("mplan.qmax_pool2d", args, name, op.loc)
-        x = replace(x, name=result, shape=shape)
-    return low.reshaped(x, low.shape(name))
-
-
 @move("aten.upsample_bilinear2d.vec", "aten.upsample_bilinear2d.default")
 def interpolate(low: Lowering, op: Op, name: str, get: Get) -> Stored:
     """Pixels between the nearest ones, at the places that the op gives two slopes."""
@@ -310,28 +265,39 @@ def interpolate(low: Lowering, op: Op, name: str, get: Get) -> Stored:
     return Stored(result, low.shape(name), NHWC, x.affine, x.least, x.most)
 
 
-_NEAREST = ("aten.upsample_nearest2d", "aten.upsample_nearest1d")
+_NEAREST = ("upsample_nearest1d", "upsample_nearest2d")
+_EXACT = ("_upsample_nearest_exact1d", "_upsample_nearest_exact2d")
 
 
-@move(*(f"{kind}.{overload}" for kind in _NEAREST for overload in ("vec", "default")))
+@move(*(f"aten.{kind}.{form}" for kind in _NEAREST + _EXACT for form in ("vec", "default")))
 def resize(low: Lowering, op: Op, name: str, get: Get) -> Stored:
     """Pixels from the nearest ones; a line is an image of one row."""
-    import torch
-
-    x, shape = get(low.source(op, "self" if op.arg("self") is not None else "input")), low.shape(name)
+    key = "self" if op.arg("self") is not None else "input"
+    x, shape = get(low.source(op, key)), low.shape(name)
+    found = [_shown(low, op, key, x.shape, dim) for dim in range(2, len(shape))]
     if len(shape) == 3:
         x, shape = low.reshaped(x, (*x.shape[:2], 1, x.shape[2])), (*shape[:2], 1, shape[2])
-    x, size = image(low, x), shape[2:]
-    for length, wanted in zip(x.shape[2:], size, strict=True):
-        line = torch.arange(length, dtype=torch.float32).reshape(1, 1, length)
-        theirs = torch.nn.functional.interpolate(line, size=wanted).flatten().tolist()
-        if nearest_indices(length, wanted, False, False) != [int(n) for n in theirs]:
-            raise Unlowered(f"it picks other pixels than an enlargement from {length} to {wanted}")
+        found.insert(0, [0])
+    x, exact = image(low, x), "exact" in op.kind
+    pairs = zip(x.shape[2:], shape[2:], strict=True)
+    if found != [nearest_indices(length, wanted, False, exact) for length, wanted in pairs]:
+        x = picked(low, picked(low, x, 2, found[0], op), 3, found[1], op)
+        return low.reshaped(x, low.shape(name))
     args: dict[str, Arg] = {
         "input": Ref(x.name),
-        "size": size,
+        "size": shape[2:],
         "align_corners": False,
-        "half_pixel_centers": False,
+        "half_pixel_centers": exact,
     }
     result = low.builder.emit("mplan.resize_nearest2d", args, name, op.loc)
     return low.reshaped(Stored(result, shape, NHWC, x.affine, x.least, x.most), low.shape(name))
+
+
+def _shown(low: Lowering, op: Op, key: str, shape: Sizes, dim: int) -> list[int]:
+    """The positions of ``dim`` that the op ``op`` of an image of ``shape`` reads."""
+    import torch
+
+    slope = torch.arange(shape[dim], dtype=torch.float32).reshape(-1, *[1] * (len(shape) - 1 - dim))
+    given = {k: bind_arg(arg, {}, {}) for k, arg in op.args if k != key}
+    result = lookup(op.kind).reference(**{**given, key: slope.expand(1, 1, *shape[2:])})
+    return [int(n) for n in result.movedim(dim, -1).reshape(-1, result.shape[dim])[0]]

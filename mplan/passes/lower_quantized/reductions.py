@@ -11,7 +11,8 @@ from mplan.ir.quantized_norm import norm_epsilon, norm_integers
 from mplan.passes.lower_quantized.goal import Goal, Unlowered
 from mplan.passes.lower_quantized.layout import NHWC, Sizes, Stored, plain
 from mplan.passes.lower_quantized.lowering import Lowering, rule
-from mplan.passes.lower_quantized.moves import image, integers, number, padded, windows
+from mplan.passes.lower_quantized.moves import image, integers, number, padded
+from mplan.passes.lower_quantized.windows import windows
 
 #: The only scale and zero point of a softmax.
 PROBABILITIES = Affine(1 / 256, -128)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import mplan
 from mplan.diagnostics import UserError
 from mplan.ir.columns import PIXELS, columns_bytes
 from mplan.ir.graph import Graph, Scratch
@@ -23,6 +26,7 @@ from mplan.passes.registry import parse_pipeline
 from mplan.passes.stream.build import Choice
 from mplan.passes.tile_pixels import tiled_graph
 from mplan.pipeline import asked, context_of, layout_of, run_passes
+from mplan.runtime.device import run_bundle
 from mplan.runtime.emulator import EmulatorName
 from mplan.targets import load_target
 from tests.c_support import FLASH, LAYOUT, SRAM, emitted, run_program
@@ -126,7 +130,7 @@ def test_what_has_no_columns() -> None:
     found = {op.result.name: columns_bytes(op, types(graph)) for op in graph.ops}
     # groups and a depthwise layer have none; 12 channels are filled up to 16
     assert list(found.values()) == [0, 2 * PIXELS * 16, 2 * PIXELS * 8, 2 * PIXELS * 8, 0]
-    few = QuantizedNet(4, 4, 3)
+    few = QuantizedNet(4, 5, 3)
     rest = graph_with_marks(few.graph(few.conv("x", 8), few.conv("x", 8, (1, 2))), few)
     # a round of three numbers would leave the weights
     assert [columns_bytes(op, types(rest)) for op in rest.ops] == [0, 2 * PIXELS * 8]
@@ -138,6 +142,29 @@ def test_what_has_no_columns() -> None:
     tiny = QuantizedNet(1, 3, 8)
     one = graph_with_marks(tiny.graph(tiny.conv("x", 8)), tiny)
     assert columns_bytes(one.ops[0], types(one)) == 0
+
+
+def test_rows_of_fewer_pixels_have_no_columns(tmp_path: Path) -> None:
+    """Of a kernel that makes rows of three pixels no four are laid out; alone they are one long row."""
+    net = QuantizedNet(9, 3, 8)
+    layers = net.conv("x", 8, (3, 3), padding=(1, 1, 1, 1)), net.conv("x", 8)
+    narrow = graph_with_marks(net.graph(*layers), net)
+    assert [columns_bytes(op, types(narrow)) for op in narrow.ops] == [0, 2 * PIXELS * 8]
+    wide = QuantizedNet(9, 6, 8)
+    x = wide.conv("x", 16)
+    y = wide.conv(wide.conv(x, 16, (3, 3), padding=(1, 1, 1, 1), groups=16), 8)
+    strips = streamed(graph_with_marks(wide.graph(y), wide), Choice("pixel", width=2), False)
+    (op,) = tiled_graph(strips, [ENDLESS], columns=True).ops
+    assert op.loop is not None  # the first layer makes a halo of two pixels beside the strip of two
+    assert [bool(o.scratch) for o in op.loop.body.ops] == [True, False, False]
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1)).eval()
+    given: dict[str, Any] = {"target": "stm32h743", "quantize": "int8", "io": "int8-nhwc"}
+    image = torch.randn(1, 8, 9, 3)
+    mplan.compile(module, (image,), out=tmp_path, name="net", budget="20kB", **given)
+    ran = run_bundle(tmp_path)
+    assert ran.outputs_match and ran.arena_touched_bytes == ran.arena_bytes
 
 
 @pytest.mark.parametrize("target", ["mps3-an547", "rp2040"])

@@ -9,7 +9,7 @@ from typing import ClassVar
 from mplan.diagnostics import InfeasibleError, UserError
 from mplan.ir.columns import PIXELS, columns_bytes
 from mplan.ir.graph import Graph, Loop, Op, Scratch, Value
-from mplan.ir.rings import distance, ring_needs, scratch_of
+from mplan.ir.rings import distance, lines_of, ring_needs, scratch_of
 from mplan.ir.storage import Layout, storages
 from mplan.ir.streaming import flow_of
 from mplan.ir.table import levels
@@ -133,7 +133,7 @@ def _tiled(op: Op, types: Mapping[str, Type], room: int, columns: bool) -> Op:
     if op.loop.stream is None or (op.loop.stream.unit == "pixel" and op.loop.stream.up):
         return op
     body = {name: value.type for name, value in op.loop.body.value_table.items()}
-    sizes = {columns_bytes(inner, body) for inner in op.loop.body.ops if columns} | {0}
+    sizes = {*_column_sizes(op.loop, body), 0} if columns else {0}
     held = sum(s.size_bytes for s in op.scratch)
     for most in sorted(sizes, reverse=True):
         loop = _tiled_stream(op.loop, body, most)
@@ -174,13 +174,25 @@ def _tiled_stream(loop: Loop, types: Mapping[str, Type], most: int) -> Loop:
         inside = flow_of(loop).passed_on()
         rings = (replace(r, pixels=PIXELS) if r.value in inside else r for r in stream.rings)
         stream = replace(stream, rings=tuple(rings))
-    sizes = (columns_bytes(op, types) for op in loop.body.ops)
     ops = (
         replace(op, scratch=(_columns(size),)) if 0 < size <= most else op
-        for op, size in zip(loop.body.ops, sizes, strict=True)
+        for op, size in zip(loop.body.ops, _column_sizes(loop, types), strict=True)
     )
     body = replace(loop.body, ops=tuple(ops))
     return replace(loop, body=body, stream=stream)
+
+
+def _column_sizes(loop: Loop, types: Mapping[str, Type]) -> list[int]:
+    """The bytes of the columns of each op of a stream; none where all strips are too narrow."""
+    flow = flow_of(loop)
+    lines = lines_of(loop, flow)
+    rows = {
+        op.result.name: max(across.extent(stage) for _, across in lines)
+        for stage in flow.stages
+        for number in stage.nodes
+        for op in flow.nodes[number].ops
+    }
+    return [columns_bytes(op, types, rows.get(op.result.name, 0)) for op in loop.body.ops]
 
 
 def _columns(size: int) -> Scratch:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from mplan.codegen.c.render import function
 from mplan.codegen.c.table import Site
 from mplan.codegen.c.tensors import Code, Function
-from mplan.ir.columns import columns_bytes
+from mplan.ir.columns import PIXELS, columns_bytes
 from mplan.ir.types import TensorType
 
 
@@ -40,7 +40,8 @@ class Row:
             return None
         tensors = {n: self.site.memory.tensor(n, self.site.position) for n in op.operands}
         tensors[op.result.name] = self.site.result
-        needed = columns_bytes(op, {n: TensorType(t.dtype, t.shape) for n, t in tensors.items()})
+        types = {n: TensorType(t.dtype, t.shape) for n, t in tensors.items()}
+        needed = columns_bytes(op, types, PIXELS)
         place = f"{scratch[0].array.name}(int32_t, {scratch[0].offset_bytes})"
         return place if 0 < needed <= scratch[0].numel else None
 

@@ -1,22 +1,24 @@
-"""The checker's own proof of a schedule's bound: a minimum cut, solved here from scratch.
+"""The checker's own proof of a schedule's bound: a flow, which no cut of the same network undercuts.
 
-It is part of ``check`` and, like it, shares no code with the passes that claim the bound.
+It is part of ``check`` and, like it, shares no code with the passes that claim the bound. OR-tools
+finds the flow; that it is one is verified here (a certifying algorithm: McConnell, Mehlhorn, Näher and
+Schweitzer, 2011).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from mplan.ir.plan import Problem
 
-#: More than any buffers together: what an arc carries that a cut must not cross.
-_UNLIMITED = float("inf")
+_SOURCE, _SINK = 0, 1
+#: The bytes of all buffers together up to which a flow is counted in 64 bits.
+_MOST_BYTES = 2**60
 
 
 def closure(problem: Problem, index: int, home: Any) -> int:
     """The least bytes of the buffers that ``home`` marks live while step ``index`` runs, over all
-    valid orders.
+    valid orders; 0 if there are too many for a flow.
 
     Whichever steps have run before it, they are a downset that holds its ancestors. A buffer costs
     its size if it has begun and is still needed, so the least is a minimum cut between the steps
@@ -25,6 +27,9 @@ def closure(problem: Problem, index: int, home: Any) -> int:
     import numpy as np
 
     columns = problem.columns
+    total = int(columns.size.sum())
+    if total > _MOST_BYTES:
+        return 0
     early, late = _ancestors(problem, index), _descendants(problem, index)
     free = ~(early | late)
     touched = np.concatenate([columns.reads.flat, columns.writes.flat]).astype(np.int64)
@@ -40,21 +45,39 @@ def closure(problem: Problem, index: int, home: Any) -> int:
     begun = columns.live_in | reached(early) | (columns.live_out & ~any_step)
     needed = columns.live_out | reached(late)
     undecided = home & used & ~(begun & needed)
-    node = np.cumsum(free) + 1  # behind the source, 0, and the sink, 1
-    network = _Network(2 + int(free.sum()))
+    # Steps are nodes, and so are the two ends of each buffer: what begins it and what needs it.
+    node = np.cumsum(free) + _SINK
+    number = np.cumsum(undecided) + int(free.sum()) + _SINK
+    entry = np.where(begun, _SOURCE, number)
+    exit_ = np.where(needed, _SINK, number + int(undecided.sum()))
     after, follower = columns.after.flat.astype(np.int64), columns.after.owner
     inside = free[after] & free[follower]
-    for tail, head in zip(node[follower[inside]].tolist(), node[after[inside]].tolist(), strict=True):
-        network.arc(tail, head, _UNLIMITED)
-    users: dict[int, set[int]] = defaultdict(set)
     mine = undecided[touched] & free[touching]
-    for i, user in zip(touched[mine].tolist(), node[touching[mine]].tolist(), strict=True):
-        users[i].add(user)
-    for i, nodes in users.items():
-        start = 0 if begun[i] else network.meet(nodes, ahead=False)
-        end = 1 if needed[i] else network.meet(nodes, ahead=True)
-        network.arc(start, end, int(columns.size[i]))
-    return int(columns.size[home & begun & needed].sum()) + network.cut()
+    buffer, user = touched[mine], node[touching[mine]]
+    begins, needs = ~begun[buffer], ~needed[buffer]
+    tails = (node[follower[inside]], user[begins], exit_[buffer[needs]], entry[undecided])
+    heads = (node[after[inside]], entry[buffer[begins]], user[needs], exit_[undecided])
+    room = np.full(sum(map(len, heads)), total + 1)
+    room[len(room) - int(undecided.sum()) :] = columns.size[undecided]
+    flow = _flow(np.concatenate(tails), np.concatenate(heads), room)
+    return int(columns.size[home & begun & needed].sum()) + flow
+
+
+def _flow(tails: Any, heads: Any, room: Any) -> int:
+    """The value of a flow from the source to the sink through arcs with ``room``, the most there is; 0 if
+    what OR-tools answers is no flow."""
+    import numpy as np
+    from ortools.graph.python import max_flow
+
+    solver = max_flow.SimpleMaxFlow()
+    arcs = solver.add_arcs_with_capacity(tails.astype(np.int32), heads.astype(np.int32), room)
+    solver.solve(_SOURCE, _SINK)
+    flow = solver.flows(arcs)
+    gain = np.zeros(int(max(tails.max(initial=_SINK), heads.max(initial=_SINK))) + 1, np.int64)
+    np.add.at(gain, heads, flow)
+    np.subtract.at(gain, tails, flow)
+    valid = (flow >= 0).all() and (flow <= room).all() and not gain[_SINK + 1 :].any()
+    return int(gain[_SINK]) if valid else 0
 
 
 def _ancestors(problem: Problem, index: int) -> Any:
@@ -81,78 +104,3 @@ def _descendants(problem: Problem, index: int) -> Any:
     found = np.zeros(len(problem.steps), np.bool_)
     found[list(seen)] = True
     return found
-
-
-class _Network:
-    """A flow network; the value of its minimum cut by Dinic's algorithm (1970), without recursion."""
-
-    def __init__(self, nodes: int) -> None:
-        self.arcs: list[list[int]] = [[] for _ in range(nodes)]
-        self.heads: list[int] = []
-        self.room: list[float] = []
-
-    def arc(self, tail: int, head: int, capacity: float) -> None:
-        """An arc and its reverse, which has the next number."""
-        number = len(self.heads)
-        self.arcs[tail].append(number)
-        self.arcs[head].append(number + 1)
-        self.heads += (head, tail)
-        self.room += (capacity, 0)
-
-    def meet(self, nodes: set[int], ahead: bool) -> int:
-        """The node that stands for ``nodes``: the only one, or a new one before or behind them all."""
-        if len(nodes) == 1:
-            return next(iter(nodes))
-        self.arcs.append([])
-        new = len(self.arcs) - 1
-        for node in nodes:
-            if ahead:
-                self.arc(new, node, _UNLIMITED)
-            else:
-                self.arc(node, new, _UNLIMITED)
-        return new
-
-    def cut(self) -> int:
-        """The capacity of a minimum cut; there must be a finite one."""
-        total = 0
-        while (levels := self._levels())[1] >= 0:
-            total += self._fill(levels)
-        return total
-
-    def _levels(self) -> list[int]:
-        """How many arcs with room lead from the source to each node; -1: none do."""
-        levels = [-1] * len(self.arcs)
-        levels[0] = 0
-        queue = [0]
-        for node in queue:
-            for a in self.arcs[node]:
-                if self.room[a] and levels[self.heads[a]] < 0:
-                    levels[self.heads[a]] = levels[node] + 1
-                    queue.append(self.heads[a])
-        return levels
-
-    def _fill(self, levels: list[int]) -> int:
-        """Push what fits along paths that climb the levels; ``left`` drops arcs that lead nowhere."""
-        heads, room = self.heads, self.room
-        left = [list(arcs) for arcs in self.arcs]
-        path: list[int] = []
-        total, node = 0, 0
-        while True:
-            arcs = left[node]
-            while arcs and not (room[arcs[-1]] and levels[heads[arcs[-1]]] == levels[node] + 1):
-                arcs.pop()
-            if arcs:
-                path.append(arcs[-1])
-                node = heads[path[-1]]
-            elif path:
-                node = heads[path.pop() ^ 1]
-                left[node].pop()
-            else:
-                return total
-            if node == 1:
-                push = min(room[a] for a in path)
-                total += int(push)
-                for a in path:
-                    room[a] -= push
-                    room[a ^ 1] += push
-                path, node = [], 0

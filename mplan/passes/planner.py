@@ -24,7 +24,7 @@ from mplan.passes.solvers.interface import SOLVERS, Deadline, Decision, find_sol
 from mplan.passes.solvers.interrupt import graceful
 
 #: Seconds that greedy placement at the captured order may take even if the deadline has passed.
-_GRACE_S = 0.2
+_GRACE_S = 0.05
 #: The share of the time left after the schedule for addresses at its order; the rest is for others,
 #: which gain less where buffers are many.
 _FIRST_ORDER = 0.6
@@ -32,9 +32,9 @@ _FIRST_ORDER_OF_MANY = 0.9
 #: The share of the time for a joint search that a better bound on its goal may take.
 _PADDED = 0.3
 #: Seconds that sealing and checking a plan takes per step and buffer; at most half of the limit.
-_CHECK_S = 1e-5
+_CHECK_S = 4e-6
 #: Seconds that placing a buffer takes, its offset known or not.
-_PLACE_S = 2.5e-5
+_PLACE_S = 1.5e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,11 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
     overflows, InfeasibleError MP228 if several do, UserError MP215 for a malformed problem and MP220
     for an unknown solver.
     """
+    deadline = _deadline(problem, limit_s)
     name = solver_for("allocate", solver)
     guard(problem)
     captured = tuple(range(len(problem.steps)))
     with graceful():
-        deadline = _deadline(problem, limit_s)
         if not problem.steps:
             return place(problem, captured, solver=name, limit_s=deadline.remaining(), seed=seed)
         if choices(problem):

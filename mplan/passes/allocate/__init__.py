@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from mplan.diagnostics import InfeasibleError, UserError
 from mplan.ir.plan import Certificate, Placement, Problem
-from mplan.passes.allocate.chains import chains_of
+from mplan.passes.allocate.chains import chains_of, loose
 from mplan.passes.allocate.greedy import Offsets, order_by, pack
 from mplan.passes.allocate.instance import Instance, from_problem
 from mplan.passes.solvers.interface import (
@@ -130,13 +131,13 @@ def _placements(
     problem: Problem, order: Sequence[int], region: str, instance: Instance, offsets: Offsets
 ) -> tuple[Placement, ...]:
     bases = {b.buffer: offset for b, offset in zip(instance.boxes, offsets, strict=True)}
-    at = {
-        i: bases.get(chain.places[0][0], chain.fixed or 0) + place
-        for chain in chains_of(problem, region)
-        for i, place in chain.places
-    }
-    spans = problem.lifetimes(order)
-    return tuple(Placement(i, region, at[i], *spans[i]) for i in sorted(at))
+    at = dict.fromkeys(loose(problem, region).nonzero()[0].tolist(), 0) | bases
+    for chain in chains_of(problem, region):
+        base = bases.get(chain.places[0][0], chain.fixed or 0)
+        at |= {i: base + place for i, place in chain.places}
+    buffers = sorted(at)
+    rows = (column[buffers].tolist() for column in problem.table.lifetimes(order))
+    return tuple(map(Placement, buffers, repeat(region), (at[i] for i in buffers), *rows))
 
 
 def _check_fixed(problem: Problem, instance: Instance) -> None:

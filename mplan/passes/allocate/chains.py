@@ -1,14 +1,22 @@
-"""Buffers that must be adjacent as one: what their alignments and fixed offsets demand together."""
+"""Buffers that must be adjacent as one: what their alignments and fixed offsets demand together.
+
+Most buffers are *loose*: they may lie anywhere by themselves, and hold all their bytes while they live.
+The others are chains, of one buffer or of several.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import gcd, lcm
+from typing import TYPE_CHECKING
 
 from mplan.diagnostics import UserError
 from mplan.ir.plan import Problem
+
+if TYPE_CHECKING:
+    from mplan.ir.table import Bools
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +29,21 @@ class Chain:
     fixed: int | None
 
 
+def loose(problem: Problem, region: str) -> Bools:
+    """The buffers whose first choice is ``region`` and that no chain holds."""
+    found = problem.table.lies_in(region)
+    found[[*problem.columns.offsets, *problem.columns.gaps, *chain(*problem.adjacent)]] = False
+    return found
+
+
 def chains_of(problem: Problem, region: str) -> Iterator[Chain]:
-    """The adjacent groups and, each alone, the other buffers whose first choice is ``region``.
+    """The adjacent groups whose first choice is ``region`` and, each alone, the buffers of a fixed
+    offset or with gaps.
 
     UserError MP223 if alignments and fixed offsets of a group contradict each other.
     """
-    grouped = {i for group in problem.adjacent for i in group}
-    alone = ((i,) for i in range(len(problem.buffers)) if i not in grouped)
+    grouped = set(chain(*problem.adjacent))
+    alone = ((i,) for i in sorted({*problem.columns.offsets, *problem.columns.gaps} - grouped))
     own = problem.region(region).alignment
     for group in (*(g for g in problem.adjacent if g), *alone):
         first = problem.buffers[group[0]]

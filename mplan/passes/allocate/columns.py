@@ -64,8 +64,10 @@ def columns_of(instance: Instance) -> Columns:
 
     rows = [(b.start, b.end, b.size, b.alignment) for b in instance.boxes]
     start, end, size, alignment = np.array(rows, np.int64).reshape(-1, 4).T.copy()
-    parts = [(i, x.start, x.end, x.low, x.high) for i, x in instance.extents]
-    owner, begin, until, low, high = np.array(parts, np.int64).reshape(-1, 5).T.copy()
+    owner, begin, until, low, high = np.arange(len(size)), start, end, np.zeros_like(size), size
+    if instance.rigid:
+        parts = [(i, x.start, x.end, x.low, x.high) for i, x in instance.extents]
+        owner, begin, until, low, high = np.array(parts, np.int64).reshape(-1, 5).T.copy()
     level = _levels(begin, until, high - low)
     load = _most(level, *(np.searchsorted(np.unique(begin), times) for times in (start, end)))
     return Columns(start, end, size, alignment, load, owner, begin, until, low, high)

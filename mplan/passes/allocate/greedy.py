@@ -6,9 +6,10 @@ weights that are live together end with the one whose padding is saved.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from mplan.passes.allocate.instance import Box, Instance
@@ -29,6 +30,8 @@ ORDERS: dict[str, Callable[[Box], tuple[int, ...]]] = {
 
 #: After so many boxes, those that are gone when any later one begins are forgotten.
 _TIDY = 64
+
+_FAR = 2**62
 
 
 def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
@@ -55,6 +58,9 @@ def pack(
     Each box takes the lowest gap that holds it, or, with ``best_fit``, the tightest. TimeoutError when
     the deadline expires before all are placed.
     """
+    starts = [instance.boxes[i].start for i in order]
+    if all(a <= b for a, b in pairwise(starts)) and not instance.rigid and not instance.anchored:
+        return _pack_by_birth(instance.boxes, order, best_fit, deadline)
     shelf = _Shelf(instance)
     free = [i for i in order if instance.boxes[i].fixed is None]
     turns = [*(i for i, b in enumerate(instance.boxes) if b.fixed is not None), *free]
@@ -66,6 +72,66 @@ def pack(
             shelf.forget(begins[turn])
         shelf.place(i, best_fit)
     return tuple(shelf.offsets)
+
+
+def _pack_by_birth(
+    boxes: Sequence[Box], order: Sequence[int], best_fit: bool, deadline: Deadline | None
+) -> Offsets:
+    """``pack`` where no box begins before the one placed last.
+
+    What meets a box is then what is there when it begins, as in a heap: a list of gaps will do.
+    """
+    offsets = [0] * len(boxes)
+    gaps = _Gaps()
+    ends = iter(sorted(order, key=lambda i: boxes[i].end))
+    next_end = next(ends, 0)
+    for i in order:
+        if deadline is not None and deadline.expired:
+            raise TimeoutError
+        box = boxes[i]
+        while boxes[next_end].end <= box.start:
+            gaps.give(offsets[next_end], boxes[next_end].size)
+            next_end = next(ends)
+        offsets[i] = gaps.take(box.size, box.alignment, best_fit)
+    return tuple(offsets)
+
+
+class _Gaps:
+    """The free addresses: gaps from ``lows`` to ``highs``, ascending, the last without an end."""
+
+    def __init__(self) -> None:
+        self.lows, self.highs = [0], [_FAR]
+
+    def take(self, size: int, alignment: int, best_fit: bool) -> int:
+        """The start of the lowest or the tightest gap that has ``size`` bytes, which are taken."""
+        at, offset, tightest = -1, 0, _FAR
+        for k, (low, high) in enumerate(zip(self.lows, self.highs, strict=True)):
+            first = low + -low % alignment
+            room = high - first - size
+            if 0 <= room < tightest:
+                at, offset, tightest = k, first, room
+                if not best_fit:
+                    break
+        low, high = self.lows[at], self.highs[at]
+        left = [(a, b) for a, b in ((low, offset), (offset + size, high)) if a < b]
+        self.lows[at : at + 1] = [a for a, _ in left]
+        self.highs[at : at + 1] = [b for _, b in left]
+        return offset
+
+    def give(self, low: int, size: int) -> None:
+        """Free the ``size`` bytes from ``low`` on."""
+        at = bisect_left(self.highs, low)
+        high = low + size
+        if self.highs[at] == low:
+            if self.lows[at + 1] == high:
+                high = self.highs.pop(at + 1)
+                del self.lows[at + 1]
+            self.highs[at] = high
+        elif self.lows[at] == high:
+            self.lows[at] = low
+        else:
+            self.lows.insert(at, low)
+            self.highs.insert(at, high)
 
 
 class _Shelf:

@@ -56,6 +56,8 @@ def _best_skyline(
     """Height, offsets and rank of the lowest; None if there is no time to find it."""
     best: tuple[int, Offsets, Ints] | None = None
     for rank in map(columns.rank, PRIORITIES):
+        if deadline.expired:
+            return None
         try:
             packed = place(columns, rank, deadline, often=True)
         except TimeoutError:

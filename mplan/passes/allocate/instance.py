@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mplan.ir.plan import Extent, Problem
 from mplan.ir.problem_columns import exact
-from mplan.passes.allocate.chains import Chain, chains_of
+from mplan.passes.allocate.chains import Chain, chains_of, loose
 from mplan.passes.live import padded_peak, peak
 
 if TYPE_CHECKING:
@@ -94,12 +94,11 @@ class Instance:
     @cached_property
     def _spans(self) -> tuple[Ints, Ints, Ints]:
         """Start, end and bytes of each extent."""
-        extents = [x for _, x in self.extents]
-        return (
-            exact([x.start for x in extents]),
-            exact([x.end for x in extents]),
-            exact([x.high - x.low for x in extents]),
-        )
+        rows = [(b.start, b.end, b.size) for b in self.boxes]
+        if self.rigid:
+            rows = [(x.start, x.end, x.high - x.low) for _, x in self.extents]
+        start, end, size = zip(*rows, strict=True) if rows else ((), (), ())
+        return exact(start), exact(end), exact(size)
 
     def cliques(self) -> Iterator[tuple[int, ...]]:
         """The maximal sets of extents (indices) that are live together, in order of time."""
@@ -121,9 +120,17 @@ def from_problem(problem: Problem, order: Sequence[int], region: str) -> Instanc
 
     UserError MP223 if an adjacent group contradicts itself.
     """
-    spans = problem.lifetimes(order)
-    boxes = (_box(problem, spans, chain) for chain in chains_of(problem, region))
-    return Instance(tuple(sorted((b for b in boxes if b is not None), key=lambda b: b.buffer)))
+    import numpy as np
+
+    columns, (start, end) = problem.columns, problem.table.lifetimes(order)
+    free = np.flatnonzero(loose(problem, region) & (start < end) & (columns.size > 0))
+    alignment = np.lcm(columns.alignment[free], problem.region(region).alignment)
+    rows = (free, start[free], end[free], columns.size[free], alignment)
+    boxes = [*map(Box, *(row.tolist() for row in rows))]
+    spans = list(zip(start.tolist(), end.tolist(), strict=True))
+    chained = (_box(problem, spans, chain) for chain in chains_of(problem, region))
+    boxes += [box for box in chained if box is not None]
+    return Instance(tuple(sorted(boxes, key=lambda b: b.buffer)))
 
 
 def _box(problem: Problem, spans: Sequence[tuple[int, int]], chain: Chain) -> Box | None:

@@ -27,7 +27,7 @@ _PEAKS = 40
 _TIGHTEN = 0.05
 #: Seconds per step that the first order takes. It is made in any case where it takes no more than
 #: ``_GRACE_S``, and otherwise if there is time for it.
-_BUILD_S = 2.5e-5
+_BUILD_S = 4e-5
 _GRACE_S = 0.2
 
 

@@ -64,8 +64,8 @@ def closure(problem: Problem, index: int, home: Any) -> int:
 
 
 def _flow(tails: Any, heads: Any, room: Any) -> int:
-    """The value of a flow from the source to the sink through arcs with ``room``, the most there is; 0 if
-    what OR-tools answers is no flow."""
+    """The most that flows from the source to the sink through arcs with ``room``; 0 if what OR-tools
+    answers is no flow."""
     import numpy as np
     from ortools.graph.python import max_flow
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     Ints: TypeAlias = NDArray[np.int64]
 
 
+#: Times up to so many times their number are found without sorting.
+_DENSE = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Lists of indices behind each other: row i is ``flat[at[i]:at[i + 1]]``."""
@@ -113,7 +117,7 @@ class Table:
         import numpy as np
 
         position = np.zeros(self.steps, np.int64)
-        order = np.fromiter(order, np.int64)
+        order = order if isinstance(order, np.ndarray) else np.fromiter(order, np.int64)
         position[order] = np.arange(len(order))
         at, used = position[self.users.flat], self.users.lengths > 0
         start = np.zeros(len(used), self._fixed.dtype)
@@ -148,7 +152,13 @@ def levels(start: Ints, end: Ints, size: Ints) -> tuple[Ints, Ints]:
     """The times at which live bytes may change, 0 among them, and the bytes live from each on."""
     import numpy as np
 
-    times, at = np.unique(np.concatenate((start, end, np.zeros(1, start.dtype))), return_inverse=True)
+    both = np.concatenate((start, end, np.zeros(1, start.dtype)))
+    if both.dtype == np.int64 and both.max() <= _DENSE * len(both):
+        there = np.zeros(both.max() + 1, np.bool_)
+        there[both] = True
+        times, at = np.flatnonzero(there), (np.cumsum(there) - 1)[both]
+    else:
+        times, at = np.unique(both, return_inverse=True)
     change = np.zeros(len(times), size.dtype)
     np.add.at(change, at[: len(start)], size)
     np.subtract.at(change, at[len(start) : -1], size)

@@ -261,7 +261,7 @@ def _jointly(
 ) -> joint.Draft | None:
     """What takes less than ``start``; None if it needs no more than its live bytes or ``goal``."""
     region, height = arena(problem), joint.height(problem, start)
-    if height <= max(goal, live_peak(problem, start.order, region)[0]) or deadline.expired:
+    if height <= goal or deadline.expired or height <= live_peak(problem, start.order, region)[0]:
         return None
     goal = max(goal, padded_bound(problem, region, deadline.share(_PADDED), seed))
     if height <= goal:

@@ -54,20 +54,23 @@ def closure_in(problem: Problem, region: str, step: int) -> Bound:
     unused = users.lengths == 0
     begun = table.live_in | users.any(early) | (table.live_out & unused)
     needed = table.live_out | users.any(late)
-    cut = MinCut(infinity=int(size.sum()) + 1)
-    nodes = {s: cut.node() for s in np.flatnonzero(free).tolist()}
-    follower = table.after.owner
-    inside = free[table.after.flat] & free[follower]
-    for s, p in zip(follower[inside].tolist(), table.after.flat[inside].tolist(), strict=True):
-        cut.arc(nodes[s], nodes[p])
     undecided = users.any(free) & ~(begun & needed) & (size > 0)
-    touch: dict[int, list[int]] = {b: [] for b in np.flatnonzero(undecided).tolist()}
-    owner = users.owner
-    inside = free[users.flat] & undecided[owner]
-    for s, b in zip(users.flat[inside].tolist(), owner[inside].tolist(), strict=True):
-        touch[b].append(nodes[s])
-    for b, steps in touch.items():
-        cut.charge(int(size[b]), [] if begun[b] else steps, [] if needed[b] else steps)
+    cut = MinCut(infinity=int(size.sum()) + 1)
+    node = np.zeros(table.steps, np.int64)
+    node[free] = cut.nodes(int(free.sum()))
+    count = int(undecided.sum())
+    opens, closes = np.zeros((2, len(size)), np.int64)
+    opens[undecided] = np.where(begun[undecided], cut.SOURCE, cut.nodes(count))
+    closes[undecided] = np.where(needed[undecided], cut.SINK, cut.nodes(count))
+    cut.arcs(opens[undecided], closes[undecided], size[undecided])
+    before, follower = table.after.flat, table.after.owner
+    inside = free[before] & free[follower]
+    cut.arcs(node[follower[inside]], node[before[inside]])
+    inside = free[users.flat] & undecided[users.owner]
+    user, buffer = users.flat[inside], users.owner[inside]
+    begins, ends = ~begun[buffer], ~needed[buffer]
+    cut.arcs(node[user[begins]], opens[buffer[begins]])
+    cut.arcs(closes[buffer[ends]], node[user[ends]])
     value, _ = cut.solve()
     return Bound(int(size[begun & needed].sum()) + value, "closure", (step,))
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mplan.diagnostics import InternalError, ToolError
+
+if TYPE_CHECKING:
+    from mplan.ir.table import Ints
 
 
 class MinCut:
@@ -24,6 +28,19 @@ class MinCut:
         """A new node."""
         self._nodes += 1
         return self._nodes - 1
+
+    def nodes(self, count: int) -> Ints:
+        """New nodes."""
+        import numpy as np
+
+        self._nodes += count
+        return np.arange(self._nodes - count, self._nodes)
+
+    def arcs(self, tails: Ints, heads: Ints, capacities: Ints | None = None) -> None:
+        """An arc for each row."""
+        self._tails += tails.tolist()
+        self._heads += heads.tolist()
+        self._capacities += [self._infinity] * len(tails) if capacities is None else capacities.tolist()
 
     def arc(self, tail: int, head: int, capacity: int | None = None) -> None:
         """An arc: ``capacity`` (None: never) is paid if ``tail`` alone is on the source's side."""

@@ -6,6 +6,7 @@ import math
 import random
 import resource
 import time
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,7 @@ from mplan.ir.plan import Buffer, Extent, Problem, Region
 from mplan.passes.allocate import allocate, skyline
 from mplan.passes.allocate.columns import PRIORITIES, columns_of
 from mplan.passes.allocate.greedy import order_by, pack
-from mplan.passes.allocate.instance import Instance, from_problem
+from mplan.passes.allocate.instance import Box, Instance, from_problem
 from mplan.passes.prepare import prepare
 from mplan.passes.solvers.interface import Deadline
 
@@ -98,11 +99,46 @@ def test_the_limit_is_kept_with_many_boxes(solver: str) -> None:
     assert time.monotonic() - started < 1.1 * (least + 3.0) + 1.0
 
 
-def test_packing_stops_at_the_deadline() -> None:
+def by_gaps(boxes: Sequence[Box], order: Sequence[int], best_fit: bool) -> list[int]:
+    """Offsets of boxes placed in turn between those that meet them, from the definition."""
+    offsets: dict[int, int] = {}
+    for i in order:
+        box = boxes[i]
+        met = [j for j in offsets if boxes[j].start < box.end and boxes[j].end > box.start]
+        low, found = 0, []
+        for j in sorted(met, key=offsets.__getitem__):
+            low += -low % box.alignment
+            found.append((offsets[j] - box.size - low, low))
+            low = max(low, offsets[j] + boxes[j].size)
+        fits = [(room if best_fit else 0, at) for room, at in found if room >= 0]
+        offsets[i] = min(fits, default=(0, low + -low % box.alignment))[1]
+    return [offsets[i] for i in range(len(boxes))]
+
+
+@pytest.mark.parametrize("best_fit", [False, True])
+def test_boxes_in_order_of_birth_take_the_same_gaps(best_fit: bool) -> None:
+    rng = random.Random(5)
+    for _ in range(300):
+        spans = [(at, at + rng.randint(1, 12)) for at in rng.choices(range(20), k=rng.randint(1, 25))]
+        boxes = [
+            Box(i, *span, rng.randint(1, 30), rng.choice((1, 1, 3, 4, 8)))
+            for i, span in enumerate(spans)
+        ]
+        order = sorted(range(len(boxes)), key=lambda i: (boxes[i].start, rng.random()))
+        packed = pack(Instance(tuple(boxes)), order, best_fit)
+        assert list(packed) == by_gaps(boxes, order, best_fit)
+        shuffled = rng.sample(order, len(order))
+        assert list(pack(Instance(tuple(boxes)), shuffled, best_fit)) == by_gaps(
+            boxes, shuffled, best_fit
+        )
+
+
+@pytest.mark.parametrize("by", [lambda b: (b.size,), lambda b: (b.start,)])
+def test_packing_stops_at_the_deadline(by: Callable[[Box], tuple[int, ...]]) -> None:
     instance = from_problem(network(40, 2), (), "r")
     assert isinstance(instance, Instance)
     with pytest.raises(TimeoutError):
-        pack(instance, order_by(instance, lambda b: (b.size,)), best_fit=True, deadline=Deadline(0))
+        pack(instance, order_by(instance, by), best_fit=True, deadline=Deadline(0))
 
 
 def test_a_skyline_stops_at_the_deadline() -> None:

@@ -283,6 +283,33 @@ def test_the_two_minimum_cuts_agree(problem: Problem) -> None:
         assert replayed_closure(problem, step, home) == closure(instance, step)[0]
 
 
+@pytest.mark.parametrize("answer", [[9, 9], [-1, -1], [3, 4]])
+def test_what_is_no_flow_proves_nothing(answer: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two buffers need not be live while the third step runs, so only a wrong flow shows more."""
+    from ortools.graph.python import max_flow
+
+    class Wrong(max_flow.SimpleMaxFlow):  # type: ignore[misc]
+        def flows(self, arcs: Any) -> Any:
+            return np.resize(answer, len(arcs))
+
+    regions = ("r",)
+    buffers = [Buffer(name, 4, regions, live_in=name == "a") for name in "ab"]
+    buffers.append(Buffer("c", 2, regions, live_in=True, live_out=True))
+    steps = (Step("first", (0,), (1,)), Step("second", (1,), (), (0,)), Step("third", (2,), ()))
+    problem = Problem("t", (Region("r"),), tuple(buffers), steps)
+    home = np.ones(3, np.bool_)
+    shown = replayed_closure(problem, 2, home)
+    monkeypatch.setattr(max_flow, "SimpleMaxFlow", Wrong)
+    assert shown == replayed_closure(problem, 2, home) == 2
+
+
+def test_a_closure_of_more_bytes_than_a_flow_counts_shows_nothing() -> None:
+    huge = Problem(
+        "t", (Region("r"),), (Buffer("a", 2**61, ("r",), live_in=True),), (Step("s", (0,), ()),)
+    )
+    assert replayed_closure(huge, 0, np.ones(1, np.bool_)) == 0
+
+
 @given(graphs(max_steps=8, max_buffers=10))
 @settings(max_examples=60, deadline=None)
 def test_solved_graphs_pass(problem: Problem) -> None:

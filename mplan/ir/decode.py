@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+_Decoder: TypeAlias = Callable[[Any], Any]
 
 #: Larger integers are no sizes, offsets or positions, and not exact in other readers of JSON.
 MAX_INT = 2**62
@@ -20,6 +23,10 @@ class DecodeError(ValueError):
         super().__init__(f"{path}: {message}")
         self.path = path
         self.message = message
+
+    def inside(self, place: str) -> DecodeError:
+        """The same error, its path as seen from what holds the value at ``place``."""
+        return DecodeError(place + self.path, self.message)
 
 
 def parse_object(text: str) -> dict[str, Any]:
@@ -44,72 +51,102 @@ def decode(kind: Any, value: Any, path: str) -> Any:
     Unknown and missing keys, wrong types, and numbers out of range raise DecodeError. Nothing is
     converted but integers where a float is asked for.
     """
-    if is_dataclass(kind):
-        return _record(kind, value, path)
-    origin = get_origin(kind)
-    if origin in (Union, UnionType):
-        return _optional(kind, value, path)
-    if origin is Literal:
-        accepted = get_args(kind)
-        if not isinstance(value, str) or value not in accepted:
-            raise DecodeError(path, f"expected one of {', '.join(accepted)}, found {_show(value)}")
-        return value
-    if origin is tuple:
-        return _tuple(get_args(kind), value, path)
-    return _scalar(kind, value, path)
-
-
-def _record(kind: Any, value: Any, path: str) -> Any:
-    known, hints = _fields(kind)
-    if not isinstance(value, dict):
-        raise DecodeError(path, f"expected an object, found {_kind(value)}")
-    for key in value:
-        if key not in known:
-            raise DecodeError(f"{path}.{key}", f"unknown key; known: {', '.join(known)}")
-    for key, required in known.items():
-        if required and key not in value:
-            raise DecodeError(f"{path}.{key}", "missing")
-    return kind(**{key: decode(hints[key], item, f"{path}.{key}") for key, item in value.items()})
+    try:
+        return _decoder(kind)(value)
+    except DecodeError as error:
+        raise error.inside(path) from None
 
 
 @cache
-def _fields(kind: Any) -> tuple[dict[str, bool], dict[str, Any]]:
-    """Per field whether it is required; the types of the fields."""
+def _decoder(kind: Any) -> _Decoder:
+    """A function that decodes values of ``kind``; paths in its errors begin at the value."""
+    if is_dataclass(kind):
+        return _record(kind)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        (inner,) = (_decoder(arm) for arm in args if arm is not NoneType)
+        return lambda value: None if value is None else inner(value)
+    if origin is Literal:
+        return partial(_literal, args)
+    if origin is tuple and len(args) == 2 and args[1] is ...:
+        return partial(_integers if args[0] is int else _array, _decoder(args[0]))
+    if origin is tuple:
+        return partial(_tuple, tuple(map(_decoder, args)))
+    return partial(_scalar, kind)
+
+
+def _record(kind: Any) -> _Decoder:
     known = {
         f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind) if f.init
     }
-    return known, get_type_hints(kind)
+    required = {name for name, needed in known.items() if needed}
+    hints = get_type_hints(kind)
+    parts = {name: _decoder(hints[name]) for name in known}
+
+    def decode_record(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise DecodeError("", f"expected an object, found {_kind(value)}")
+        if not parts.keys() >= value.keys() >= required:
+            raise _wrong_keys(known, value)
+        found = {}
+        for key, item in value.items():
+            try:
+                found[key] = parts[key](item)
+            except DecodeError as error:
+                raise error.inside(f".{key}") from None
+        return kind(**found)
+
+    return decode_record
 
 
-def _optional(kind: Any, value: Any, path: str) -> Any:
-    if value is None:
-        return None
-    (inner,) = (arm for arm in get_args(kind) if arm is not NoneType)
-    return decode(inner, value, path)
+def _wrong_keys(known: Mapping[str, bool], value: Mapping[str, Any]) -> DecodeError:
+    """The error for the first key of ``value`` that is unknown, or of ``known`` that is missing."""
+    for key in value:
+        if key not in known:
+            return DecodeError(f".{key}", f"unknown key; known: {', '.join(known)}")
+    missing = next(key for key, required in known.items() if required and key not in value)
+    return DecodeError(f".{missing}", "missing")
 
 
-def _tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+def _literal(accepted: tuple[str, ...], value: Any) -> str:
+    if not isinstance(value, str) or value not in accepted:
+        raise DecodeError("", f"expected one of {', '.join(accepted)}, found {_show(value)}")
+    return value
+
+
+def _integers(one: _Decoder, value: Any) -> tuple[int, ...]:
+    if isinstance(value, list) and all(type(item) is int and abs(item) <= MAX_INT for item in value):
+        return tuple(value)
+    return _array(one, value)
+
+
+def _array(one: _Decoder, value: Any) -> tuple[Any, ...]:
+    return _tuple((one,) * len(value) if isinstance(value, list) else (), value)
+
+
+def _tuple(parts: Sequence[_Decoder], value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise DecodeError(path, f"expected an array, found {_kind(value)}")
-    if len(args) == 2 and args[1] is ...:
-        if args[0] is int and all(type(item) is int and abs(item) <= MAX_INT for item in value):
-            return tuple(value)
-        return tuple(decode(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    if len(value) != len(args):
-        raise DecodeError(path, f"expected {len(args)} items, found {len(value)}")
-    pairs = zip(args, value, strict=True)
-    return tuple(decode(arg, item, f"{path}[{i}]") for i, (arg, item) in enumerate(pairs))
+        raise DecodeError("", f"expected an array, found {_kind(value)}")
+    if len(value) != len(parts):
+        raise DecodeError("", f"expected {len(parts)} items, found {len(value)}")
+    found: list[Any] = []
+    try:
+        for part, item in zip(parts, value, strict=True):
+            found.append(part(item))
+    except DecodeError as error:
+        raise error.inside(f"[{len(found)}]") from None
+    return tuple(found)
 
 
-def _scalar(kind: Any, value: Any, path: str) -> Any:
+def _scalar(kind: Any, value: Any) -> Any:
     if kind is float and type(value) is int:
         value = float(value) if abs(value) <= MAX_INT else value
     if type(value) is not kind:
-        raise DecodeError(path, f"expected {kind.__name__}, found {_show(value)}")
+        raise DecodeError("", f"expected {kind.__name__}, found {_show(value)}")
     if kind is int and abs(value) > MAX_INT:
-        raise DecodeError(path, f"the integer is out of range (beyond {MAX_INT})")
+        raise DecodeError("", f"the integer is out of range (beyond {MAX_INT})")
     if kind is float and not math.isfinite(value):
-        raise DecodeError(path, "the number is not finite")
+        raise DecodeError("", "the number is not finite")
     return value
 
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
@@ -340,16 +341,22 @@ def content_digest(document: dict[str, Any]) -> str:
 def _plain(value: Any) -> Any:
     """``value`` as JSON has it: data classes as objects, tuples as arrays."""
     if isinstance(value, tuple):
-        return [item if type(item) is int else _plain(item) for item in value]
-    if is_dataclass(value):
-        items = ((name, getattr(value, name)) for name in _names(value.__class__))
-        return {name: item if type(item) in _LEAVES else _plain(item) for name, item in items}
-    return value
+        return [item if type(item) in _LEAVES else _plain(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    names, get = _fields_of(value.__class__)
+    found = dict(zip(names, get(value), strict=True))
+    for name, item in found.items():
+        if type(item) not in _LEAVES:
+            found[name] = _plain(item)
+    return found
 
 
 @cache
-def _names(kind: Hashable) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(cast(Any, kind)))
+def _fields_of(kind: Hashable) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    """The names of the fields of a data class (of two or more), and a function that reads them all."""
+    names = tuple(f.name for f in fields(cast(Any, kind)))
+    return names, attrgetter(*names)
 
 
 def _sha256(content: object) -> str:

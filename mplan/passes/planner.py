@@ -35,6 +35,8 @@ _PADDED = 0.3
 _CHECK_S = 4e-6
 #: Seconds that placing a buffer takes, its offset known or not.
 _PLACE_S = 1.5e-5
+#: Seconds that sharing a buffer out between several memories takes.
+_SHARE_S = 8e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,12 @@ def solve(problem: Problem, *, solver: str = "auto", limit_s: float = 10.0, seed
 def _shared_out(problem: Problem, solver: str, deadline: Deadline, seed: int) -> Plan:
     """A plan of several memories, at the captured order if no way is found at the scheduled one."""
     pool, name = pooled(problem), solver_for("allocate", solver)
-    ordered, _ = _order(pool, solver_for("schedule", solver), deadline.share(0.5), seed)
+    sharing_s = len(problem.buffers) * _SHARE_S
+    half = Deadline(min(deadline.remaining() / 2, deadline.remaining() - sharing_s))
+    ordered, _ = _order(pool, solver_for("schedule", solver), half, seed)
     captured = tuple(range(len(problem.steps)))
     with suppress(InfeasibleError):
-        limit = deadline if ordered.order == captured else deadline.share(_FIRST_ORDER)
+        limit = deadline if ordered.order == captured else deadline.share(_FIRST_ORDER_OF_MANY)
         return _assigned(problem, ordered.order, (ordered.certificate,), name, limit, seed)
     return _assigned(problem, captured, (ordered.certificate,), name, deadline, seed)
 

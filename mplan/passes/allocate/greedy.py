@@ -74,6 +74,21 @@ def pack(
     return tuple(shelf.offsets)
 
 
+def pack_within(
+    instance: Instance, order: Sequence[int], limit_bytes: int, deadline: Deadline
+) -> list[int | None]:
+    """The lowest gap that holds each box of ``order`` in turn, those of fixed offset first; None for a
+    box that would end above ``limit_bytes``, and for all once the deadline has passed."""
+    shelf = _Shelf(instance)
+    found: list[int | None] = [None] * len(instance.boxes)
+    for i in sorted(order, key=lambda i: instance.boxes[i].fixed is None):
+        if deadline.expired:
+            break
+        if shelf.place(i, False, limit_bytes):
+            found[i] = shelf.offsets[i]
+    return found
+
+
 def _pack_by_birth(
     boxes: Sequence[Box], order: Sequence[int], best_fit: bool, deadline: Deadline | None
 ) -> Offsets:
@@ -153,10 +168,12 @@ class _Shelf:
         self.count = later.shape[1]
         self.columns[:, : self.count] = later
 
-    def place(self, i: int, best_fit: bool) -> None:
-        """Give box ``i`` an offset."""
+    def place(self, i: int, best_fit: bool, limit_bytes: int = _FAR) -> bool:
+        """Give box ``i`` an offset, unless it would end above ``limit_bytes``; whether it got one."""
         b = self.boxes[i]
         offset = b.fixed if b.fixed is not None else self._gap(b, best_fit)
+        if offset + b.size > limit_bytes:
+            return False
         self.offsets[i] = offset
         for x in b.extents:
             placed = self.columns[:, : self.count]
@@ -164,6 +181,7 @@ class _Shelf:
             self.columns[:, at + 1 : self.count + 1] = placed[:, at:].copy()
             self.columns[:, at] = (offset + x.low, offset + x.high, x.start, x.end)
             self.count += 1
+        return True
 
     def _gap(self, b: Box, best_fit: bool) -> int:
         """The offset of the lowest or the tightest gap between those that are taken."""

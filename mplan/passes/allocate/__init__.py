@@ -22,6 +22,8 @@ from mplan.passes.solvers.interface import (
 )
 from mplan.passes.solvers.interrupt import graceful
 
+#: Seconds that writing a buffer's placement takes; at most half of the limit.
+_WRITE_S = 3e-6
 #: How many of the buffers that hold the peak an error names.
 _NAMED = 5
 
@@ -82,7 +84,7 @@ def allocate(
     collide), MP226 (sizes out of range).
     """
     started = time.monotonic()
-    deadline = Deadline(limit_s)
+    deadline = Deadline(limit_s - min(len(problem.buffers) * _WRITE_S, limit_s / 2))
     guard(problem)
     order = range(len(problem.steps)) if order is None else order
     name = region or problem.regions[0].name

@@ -20,7 +20,7 @@ from mplan.ir.check import check
 from mplan.ir.columns import PIXELS
 from mplan.ir.graph import Graph, Scratch
 from mplan.ir.interp import run
-from mplan.ir.plan import Problem, Region
+from mplan.ir.plan import Buffer, Problem, Region
 from mplan.ir.plan_json import load_plan, parse_plan, print_plan
 from mplan.ir.storage import Layout, problem_of
 from mplan.options import Options
@@ -311,3 +311,23 @@ def test_rings_of_several_pixels_are_written_as_high_as_planned(way: str, tmp_pa
     plan, ran = done.result.file.plan, run_bundle(tmp_path)
     assert ran.outputs_match and plan.peak_bytes("dtcm") and plan.peak_bytes("sram")
     assert ran.arena_touched_bytes == plan.peak_bytes("dtcm") + plan.peak_bytes("sram")
+
+
+@pytest.mark.parametrize("padding", [64, 1])
+def test_a_region_without_a_limit_has_room_for_padding(padding: int) -> None:
+    """Two buffers at multiples of 64 reach 65 B, far more than their bytes, and may lie together."""
+    regions = (Region("fast", cost=1), Region("slow", cost=2), Region("slowest", cost=100))
+    places = (("fast", "slow"), ("fast", "slow"), ("slow", "slowest"), ("slow", "slowest"))
+    buffers = [
+        Buffer(f"b{i}", 1, names, padding, lifetime=(i // 2, i // 2 + 1), accessed_bytes=1)
+        for i, names in enumerate(places)
+    ]
+    problem = Problem("padded", regions, tuple(buffers), total_bytes=100)
+    found = solve(problem, limit_s=10).certificate("assign:fast+slow+slowest")
+    assert found is not None and (found.status, found.value_bytes) == ("optimal", 6 + (padding > 1))
+
+
+def test_a_total_without_a_choice_limits_nothing() -> None:
+    regions = (Region("fast", cost=1), Region("slow", cost=2))
+    problem = Problem("alone", regions, (Buffer("a", 12, ("fast",), lifetime=(0, 1)),), total_bytes=10)
+    assert solve(problem, limit_s=1).peak_bytes("fast") == 12

@@ -221,8 +221,13 @@ def test_unknown_solver_names_the_known_ones() -> None:
     assert "did you mean 'greedy'" in caught.value.help and "exact" in caught.value.help
 
 
-def test_sizes_beyond_the_solvers_range_are_refused() -> None:
-    buffers = (Buffer("huge", 2**60, ("arena",)),)
+@pytest.mark.parametrize(
+    "huge",
+    [{"size_bytes": 2**60}, {"offset": 2**60}, {"alignment": 3**38}],
+    ids=lambda h: next(iter(h)),
+)
+def test_numbers_beyond_the_solvers_range_are_refused(huge: dict[str, int]) -> None:
+    buffers = (replace(Buffer("huge", 1, ("arena",)), **huge),)
     problem = Problem("p", (Region("arena"),), buffers, (Step("s", (), (0,)),))
     with pytest.raises(UserError) as caught:
         schedule(problem)

@@ -1,8 +1,8 @@
 """An independent replay of a plan: it shares no code with the passes that made it.
 
 ``check`` recomputes lifetimes, overlaps, capacities, heights and bounds from the problem alone and
-names each condition that fails. It imports nothing but ``ir/plan.py``, whose problem has its fields as
-arrays, too, and its own ``ir/replay.py`` and ``ir/closure.py``.
+names each condition that fails. Of mplan it imports ``ir/plan.py``, whose problem has its fields as
+arrays, too, and its own ``ir/replay.py`` and ``ir/closure.py``, no more.
 """
 
 from __future__ import annotations
@@ -298,8 +298,7 @@ class _Checks(Replay):
             yield from self._sweep(region, self.region[self.of] == index)
 
     def _sweep(self, region: str, mine: Any) -> Iterator[Violation]:
-        """Walk through time with the disjoint boxes that are there sorted by address; one that meets
-        another is reported and left out."""
+        """Walk through time with the disjoint boxes there by address; others are reported, left out."""
         import numpy as np
 
         base = self.offset[self.of[mine]]
@@ -350,9 +349,10 @@ class _Checks(Replay):
             stated = dict(self.plan.peaks).get(region, 0)
             if stated != top:
                 yield Violation("height", f"{region} is {top:,} B high, the plan says {stated:,} B")
-        shared, most = "+".join(self.problem.shared), self.problem.total_bytes
-        if most is not None and (total := sum(tops[name] for name in shared.split("+"))) > most:
-            yield Violation("capacity", f"{shared} take {total:,} B, together they have {most:,} B")
+        shared, most = self.problem.shared, self.problem.total_bytes
+        if most is not None and (total := sum(tops[name] for name in shared)) > most:
+            message = f"take {total:,} B, together they have {most:,} B"
+            yield Violation("capacity", f"{'+'.join(shared)} {message}")
 
     def bounds(self) -> Iterator[Violation]:
         subjects = [c.subject for c in self.plan.certificates]

@@ -18,7 +18,8 @@ _MOST_BYTES = 2**60
 
 def closure(problem: Problem, index: int, home: Any) -> int:
     """The least bytes of the buffers that ``home`` marks live while step ``index`` runs, over all
-    valid orders; 0 if there are too many for a flow.
+    valid orders; a lower bound on them where a ``live_in`` buffer is never touched. 0 if there are more
+    bytes than a flow can count.
 
     Whichever steps have run before it, they are a downset that holds its ancestors. A buffer costs
     its size if it has begun and is still needed, so the least is a minimum cut between the steps

@@ -29,6 +29,9 @@ _GRACE_S = 0.05
 #: which gain less where buffers are many.
 _FIRST_ORDER = 0.6
 _FIRST_ORDER_OF_MANY = 0.9
+#: The share of the time left after the schedule for sharing buffers out at its order; the rest is for
+#: the captured order, if no way is found at this one.
+_FIRST_SHARED = 0.9
 #: The share of the time for a joint search that a better bound on its goal may take.
 _PADDED = 0.3
 #: Seconds that sealing and checking a plan takes per step and buffer; at most half of the limit.
@@ -115,9 +118,10 @@ def _shared_out(problem: Problem, solver: str, deadline: Deadline, seed: int) ->
     half = Deadline(min(deadline.remaining() / 2, deadline.remaining() - sharing_s))
     ordered, _ = _order(pool, solver_for("schedule", solver), half, seed)
     captured = tuple(range(len(problem.steps)))
-    with suppress(InfeasibleError):
-        limit = deadline if ordered.order == captured else deadline.share(_FIRST_ORDER_OF_MANY)
-        return _assigned(problem, ordered.order, (ordered.certificate,), name, limit, seed)
+    if ordered.order != captured:
+        limit = deadline.share(_FIRST_SHARED)
+        with suppress(InfeasibleError):
+            return _assigned(problem, ordered.order, (ordered.certificate,), name, limit, seed)
     return _assigned(problem, captured, (ordered.certificate,), name, deadline, seed)
 
 

@@ -6,6 +6,7 @@ weights that are live together end with the one whose padding is saved.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,8 +31,6 @@ ORDERS: dict[str, Callable[[Box], tuple[int, ...]]] = {
 
 #: After so many boxes, those that are gone when any later one begins are forgotten.
 _TIDY = 64
-
-_FAR = 2**62
 
 
 def run(instance: Instance, search: Search[Offsets], deadline: Deadline, seed: int) -> None:
@@ -115,11 +114,13 @@ class _Gaps:
     """The free addresses: gaps from ``lows`` to ``highs``, ascending, the last without an end."""
 
     def __init__(self) -> None:
-        self.lows, self.highs = [0], [_FAR]
+        self.lows: list[int] = [0]
+        self.highs: list[float] = [math.inf]
 
     def take(self, size: int, alignment: int, best_fit: bool) -> int:
         """The start of the lowest or the tightest gap that has ``size`` bytes, which are taken."""
-        at, offset, tightest = -1, 0, _FAR
+        at = len(self.lows) - 1
+        offset, tightest = self.lows[at] + -self.lows[at] % alignment, math.inf
         for k, (low, high) in enumerate(zip(self.lows, self.highs, strict=True)):
             first = low + -low % alignment
             room = high - first - size
@@ -128,15 +129,15 @@ class _Gaps:
                 if not best_fit:
                     break
         low, high = self.lows[at], self.highs[at]
-        left = [(a, b) for a, b in ((low, offset), (offset + size, high)) if a < b]
-        self.lows[at : at + 1] = [a for a, _ in left]
-        self.highs[at : at + 1] = [b for _, b in left]
+        left = ((low, offset), (offset + size, high))
+        self.lows[at : at + 1] = [a for a, b in left if a < b]
+        self.highs[at : at + 1] = [b for a, b in left if a < b]
         return offset
 
     def give(self, low: int, size: int) -> None:
         """Free the ``size`` bytes from ``low`` on."""
         at = bisect_left(self.highs, low)
-        high = low + size
+        high: float = low + size
         if self.highs[at] == low:
             if self.lows[at + 1] == high:
                 high = self.highs.pop(at + 1)
@@ -168,11 +169,11 @@ class _Shelf:
         self.count = later.shape[1]
         self.columns[:, : self.count] = later
 
-    def place(self, i: int, best_fit: bool, limit_bytes: int = _FAR) -> bool:
+    def place(self, i: int, best_fit: bool, limit_bytes: int | None = None) -> bool:
         """Give box ``i`` an offset, unless it would end above ``limit_bytes``; whether it got one."""
         b = self.boxes[i]
         offset = b.fixed if b.fixed is not None else self._gap(b, best_fit)
-        if offset + b.size > limit_bytes:
+        if limit_bytes is not None and offset + b.size > limit_bytes:
             return False
         self.offsets[i] = offset
         for x in b.extents:

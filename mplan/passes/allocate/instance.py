@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
-from math import gcd
+from math import gcd, lcm
 from typing import TYPE_CHECKING
 
 from mplan.ir.plan import Extent, Problem
@@ -124,9 +124,10 @@ def from_problem(problem: Problem, order: Sequence[int], region: str) -> Instanc
 
     columns, (start, end) = problem.columns, problem.table.lifetimes(order)
     free = np.flatnonzero(loose(problem, region) & (start < end) & (columns.size > 0))
-    alignment = np.lcm(columns.alignment[free], problem.region(region).alignment)
-    rows = (free, start[free], end[free], columns.size[free], alignment)
-    boxes = [*map(Box, *(row.tolist() for row in rows))]
+    own = problem.region(region).alignment
+    rows = (free, start[free], end[free], columns.size[free])
+    alignment = (lcm(own, a) for a in columns.alignment[free].tolist())
+    boxes = [*map(Box, *(row.tolist() for row in rows), alignment)]
     spans = list(zip(start.tolist(), end.tolist(), strict=True))
     chained = (_box(problem, spans, chain) for chain in chains_of(problem, region))
     boxes += [box for box in chained if box is not None]

@@ -11,7 +11,8 @@ proof.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -101,14 +102,18 @@ def assign(
     program = Program(problem, items, names)
     floor = sum(i.accessed_bytes * program.costs[i.regions[0]] for i in items)
     bound, kind, sound, impossible = floor, "fastest", True, False
-    best: tuple[int, Draft] | None = None
+    best: tuple[int, Draft, str] | None = None
     cuts = _CUTS if len(items) < MANY else 0
     for turn in range(_ROUNDS):
+        if turn == 1:
+            best = _packed(program, order, attempt, deadline.share(_PACKING))
         if turn and grace.expired:
             break
         choice = program.choose(deadline.share(_PROGRAM), seed, exact)
         if sound and choice.bound > bound:
             bound, kind = choice.bound, "exhaustive"
+        if best and sound and bound >= best[0]:
+            break
         if not choice.regions:
             impossible = sound and choice.impossible
             break
@@ -117,15 +122,13 @@ def assign(
         except OverBudget as error:
             if error.region not in names:
                 raise
-            if not turn:
-                best = _packed(program, order, attempt, deadline.share(_PACKING))
             program.cut(error.region, choice.regions, error.needs_bytes)
             sound = sound and error.proven
             if turn >= cuts:
                 program.shrink(error.region, error.needs_bytes - error.capacity_bytes)
                 sound = False
             continue
-        excess = program.excess(_taken(program, draft))
+        excess = _excess(problem, draft, names)
         if excess > 0:
             for region, part in zip(problem.regions, draft.parts, strict=True):
                 if region.name in names:
@@ -136,11 +139,12 @@ def assign(
                 sound = False
             continue
         value = program.cost(choice.regions)
-        best = (value, draft) if best is None or value <= best[0] else best
+        if best is None or value <= best[0]:
+            best = value, draft, choice.solver
         break
     if best is None:
         raise _no_way(problem, order, items, proven=impossible)
-    value, draft = best
+    value, draft, solver = best
     bound = min(bound, value)
     return draft, Certificate(
         subject=f"assign:{'+'.join(names)}",
@@ -148,7 +152,7 @@ def assign(
         lower_bound_bytes=bound,
         bound_kind="fastest" if bound == floor else kind,
         status="optimal" if bound == value else "feasible",
-        solver="cp-sat" if exact else "greedy",
+        solver=solver,
         seed=seed,
         seconds=time.monotonic() - started,
     )
@@ -156,19 +160,21 @@ def assign(
 
 def _packed(
     program: Program, order: Sequence[int], attempt: Attempt[Draft], deadline: Deadline
-) -> tuple[int, Draft] | None:
+) -> tuple[int, Draft, str] | None:
     """Cost and addresses where the densest items that find a gap in a fast region lie there."""
-    found = densest_packed(program, order, deadline)
-    if found is None:
-        return None
-    draft = attempt(program.narrowed(*found), deadline)
-    return (program.cost(found[0]), draft) if program.excess(_taken(program, draft)) <= 0 else None
+    for regions, hints in densest_packed(program, order, deadline):
+        with suppress(OverBudget):  # bodies with gaps may not find their places again
+            draft = attempt(program.narrowed(regions, hints), deadline)
+            if _excess(program.problem, draft, program.room) <= 0:
+                return program.cost(regions), draft, "greedy"
+    return None
 
 
-def _taken(program: Program, draft: Placed) -> int:
-    """The bytes that all regions of ``program`` take together."""
-    parts = zip(program.problem.regions, draft.parts, strict=True)
-    return sum(part.height_bytes for region, part in parts if region.name in program.room)
+def _excess(problem: Problem, draft: Placed, names: Collection[str]) -> int:
+    """How much the regions ``names`` together exceed the total that they have."""
+    parts = zip(problem.regions, draft.parts, strict=True)
+    taken = sum(part.height_bytes for region, part in parts if region.name in names)
+    return 0 if problem.total_bytes is None else taken - problem.total_bytes
 
 
 def _no_way(

@@ -6,7 +6,7 @@ where the last region has room for what the others leave.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mplan.passes.allocate.greedy import pack_within
 from mplan.passes.allocate.instance import from_problem
@@ -19,31 +19,36 @@ _GRACE_S = 0.1
 Way = tuple[tuple[str, ...], dict[int, int]]
 
 
-def densest_packed(program: Program, order: Sequence[int], deadline: Deadline) -> Way | None:
-    """The cheapest of the ways that the orders of ``program`` lead to; None if some item finds no gap.
+def densest_packed(program: Program, order: Sequence[int], deadline: Deadline) -> list[Way]:
+    """What the ways of ``program`` lead to if each item finds a gap, the cheapest first.
 
     Once the deadline has passed and a tenth of a second more, what is left goes to regions without a
     limit.
     """
-    best: Way | None = None
-    for ranked in program.orders:
-        if best is not None and deadline.expired:
+    found: list[Way] = []
+    least = 1 if program.total is None else 1 + len(program.room)
+    for turn, (ranked, names) in enumerate(program.ways):
+        if turn >= least and deadline.expired:
             break
-        way = _pack(program, order, ranked, deadline)
-        if way and (best is None or program.cost(way[0]) < program.cost(best[0])):
-            best = way
-    return best
+        way = _pack(program, order, ranked, names, deadline)
+        found += [way] if way else []
+    return sorted(found, key=lambda way: program.cost(way[0]))
 
 
 def _pack(
-    program: Program, order: Sequence[int], ranked: Sequence[int], deadline: Deadline
+    program: Program,
+    order: Sequence[int],
+    ranked: Sequence[int],
+    names: Collection[str],
+    deadline: Deadline,
 ) -> Way | None:
     items, hints = program.items, dict[int, int]()
     item_of = {item.buffers[0]: n for n, item in enumerate(items)}
     found = {n: item.regions[0] for n, item in enumerate(items) if not item.extents}
-    for name in sorted(program.room, key=program.costs.__getitem__):
+    for name in sorted(names, key=program.costs.__getitem__):
         left = {n for n in ranked if n not in found and name in items[n].regions}
-        if program.problem.region(name).capacity_bytes is None:
+        room = program.problem.region(name).capacity_bytes
+        if room is None:
             found |= dict.fromkeys(left, name)
             continue
         tried = [name if n in left else found.get(n, item.regions[0]) for n, item in enumerate(items)]
@@ -51,7 +56,7 @@ def _pack(
         number = {item_of[box.buffer]: i for i, box in enumerate(instance.boxes)}
         turns = [number[n] for n in ranked if n in left]
         packing = Deadline(max(deadline.remaining(), _GRACE_S))
-        offsets = pack_within(instance, turns, program.room[name], packing)
+        offsets = pack_within(instance, turns, room, packing)
         for box, offset in zip(instance.boxes, offsets, strict=True):
             if offset is not None:
                 found[item_of[box.buffer]] = name

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise, product
+from math import lcm
 from typing import Any
 
 from mplan.ir.plan import Extent, Problem
@@ -14,7 +15,7 @@ from mplan.passes.solvers import cpsat
 from mplan.passes.solvers.interface import Deadline
 
 #: Seconds that a program takes to state per item, region and moment at which the item lives.
-_TERM_S = 1e-6
+_TERM_S = 2.5e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,12 @@ class _Cut:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A region per item, none if there is no way; ``bound`` on the cost of all ways, or -1; whether
-    it is proven that there is none."""
+    it is proven that there is none; who chose."""
 
     regions: tuple[str, ...]
     bound: int = -1
     impossible: bool = False
+    solver: str = "greedy"
 
 
 def items_of(problem: Problem, order: Sequence[int], names: tuple[str, ...]) -> Iterator[Item]:
@@ -69,7 +71,8 @@ class Program:
     """The 0/1 program: one region per item, in no region more bytes at once than it has room for, and
     in all of them no more than the total.
 
-    Where every item is one buffer without gaps, all begin at multiples of the region's alignment, so
+    A region without a limit has as much as all its buffers can need. Where every item is one buffer
+    without gaps, all begin at multiples of the region's alignment, so
     each takes its size rounded up to that (``units``) of the room rounded up.
     """
 
@@ -78,8 +81,10 @@ class Program:
         whole = not any(problem.buffers[i].gaps for item in items for i in item.buffers)
         apart = whole and all(len(item.buffers) == 1 for item in items)
         self.units = {name: problem.region(name).alignment if apart else 1 for name in names}
-        every = sum(x.high - x.low for item in items for x in item.extents)
-        every += len(items) * max(self.units.values())
+        inside = [problem.buffers[i] for item in items for i in item.buffers]
+        common = lcm(*(problem.region(n).alignment for n in names), *(b.alignment for b in inside))
+        every = sum(b.size_bytes + -b.size_bytes % common for b in inside)
+        every += max((b.offset or 0 for b in inside), default=0)
         sizes = {name: problem.region(name).capacity_bytes for name in names}
         self.items = items
         self.room = {name: every if size is None else size for name, size in sizes.items()}
@@ -171,7 +176,7 @@ class Program:
             return Choice(start or (), impossible=found.status == "infeasible")
         chosen = [r for (_, r), taken in zip(pairs, found.values, strict=True) if taken]
         bound = self.cost(chosen) if found.status == "optimal" else int(max(found.bound, -1))
-        return Choice(tuple(chosen), bound)
+        return Choice(tuple(chosen), bound, solver="cp-sat")
 
     def _live(self) -> Iterator[dict[int, int]]:
         """The bytes of each item that lives, moment by moment."""
@@ -200,13 +205,17 @@ class Program:
             sorted(range(len(items)), key=lambda n: -held[n]),
         )
 
-    def _densest(self, deadline: Deadline) -> tuple[str, ...] | None:
-        """The cheapest of what three orders lead to when each item takes the cheapest region with
-        room; of all regions or, as this leaves gaps in a total, of one alone."""
+    @property
+    def ways(self) -> Iterator[tuple[list[int], Collection[str]]]:
+        """Greedy ways: the order of the items, and the regions of which each takes the cheapest with
+        room: all of them or, as this leaves gaps in a total, one alone."""
         alone = [{name} for name in self.room] if self.total is not None else []
-        ways = product(self.orders, (self.room.keys(), *alone))
+        return product(self.orders, (self.room.keys(), *alone))
+
+    def _densest(self, deadline: Deadline) -> tuple[str, ...] | None:
+        """The cheapest of what ``ways`` lead to, by the bytes at each moment."""
         best: tuple[str, ...] | None = None
-        for order, names in ways:
+        for order, names in self.ways:
             if best is not None and deadline.expired:
                 break
             found = self._filled(order, names)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from math import lcm
 from typing import Any, Generic, Literal, TypeVar
 
 from mplan.diagnostics import UserError
@@ -253,13 +254,21 @@ def run_solver(
 
 
 def guard(problem: Problem) -> None:
-    """UserError MP215 if ``problem`` is malformed, MP226 if its sizes add up to more than the solvers'
-    integers hold."""
+    """UserError MP215 if ``problem`` is malformed, MP226 if addresses may exceed the solvers' integers:
+    all sizes, each rounded up to the common alignment, above the highest fixed offset."""
     faults = check_problem(problem)
     if faults:
         notes = tuple((v.message, None) for v in faults[1:])
         raise UserError("MP215", f"{problem.name or 'the problem'}: {faults[0].message}", notes=notes)
-    total_bytes = int(problem.columns.size.sum())
+    columns = problem.columns
+    total_bytes = int(columns.size.sum())
     if total_bytes >= MAX_TOTAL_BYTES:
         message = f"the buffers add up to {total_bytes:,} B, the solvers count to {MAX_TOTAL_BYTES:,} B"
         raise UserError("MP226", message, help="give the sizes in a larger unit")
+    common = lcm(*set(columns.alignment.tolist()), *(r.alignment for r in problem.regions))
+    highest = total_bytes + len(columns.size) * common + max(columns.offsets.values(), default=0)
+    if highest >= MAX_TOTAL_BYTES:
+        message = "with alignments and fixed offsets the buffers may reach"
+        message = f"{message} {highest:,} B, the solvers count to {MAX_TOTAL_BYTES:,} B"
+        help = f"the alignments' common multiple is {common:,}: give smaller ones, or smaller offsets"
+        raise UserError("MP226", message, help=help)

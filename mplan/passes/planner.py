@@ -146,7 +146,7 @@ def _assigned(
 def _deadline(problem: Problem, limit_s: float) -> Deadline:
     """The end of the search, so that the plan can be sealed and checked within the limit."""
     items = len(problem.steps) + len(problem.buffers)
-    return Deadline(limit_s - min(items * _CHECK_S, limit_s / 2))
+    return Deadline.before_last(items * _CHECK_S, limit_s)
 
 
 def order_steps(
@@ -227,7 +227,7 @@ def _at_captured(
     """The captured order if the arena gets lower than ``height`` at it."""
     captured = tuple(range(len(problem.steps)))
     best: _Draft | None = None
-    for name, limit in (("greedy", Deadline(max(deadline.remaining(), _GRACE_S))), (solver, deadline)):
+    for name, limit in (("greedy", deadline.at_least(_GRACE_S)), (solver, deadline)):
         if limit.expired:
             break
         with suppress(OverBudget):

@@ -84,7 +84,7 @@ def allocate(
     collide), MP226 (sizes out of range).
     """
     started = time.monotonic()
-    deadline = Deadline(limit_s - min(len(problem.buffers) * _WRITE_S, limit_s / 2))
+    deadline = Deadline.before_last(len(problem.buffers) * _WRITE_S, limit_s)
     guard(problem)
     order = range(len(problem.steps)) if order is None else order
     name = region or problem.regions[0].name

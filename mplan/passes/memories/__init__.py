@@ -96,7 +96,7 @@ def assign(
     densest buffers take the fastest region with room. InfeasibleError MP228 if no way is found.
     """
     started = time.monotonic()
-    grace = Deadline(max(deadline.remaining(), _GRACE_S))
+    grace = deadline.at_least(_GRACE_S)
     names = choices(problem)
     items = tuple(items_of(problem, order, names))
     program = Program(problem, items, names)

@@ -72,8 +72,8 @@ class Program:
     in all of them no more than the total.
 
     A region without a limit has as much as all its buffers can need. Where every item is one buffer
-    without gaps, all begin at multiples of the region's alignment, so
-    each takes its size rounded up to that (``units``) of the room rounded up.
+    without gaps, all begin at multiples of the region's alignment, so each takes its size rounded up
+    to that (``units``) of the room rounded up.
     """
 
     def __init__(self, problem: Problem, items: tuple[Item, ...], names: tuple[str, ...]) -> None:

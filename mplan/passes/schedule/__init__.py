@@ -109,7 +109,7 @@ def _search(
     order = small.expand(inner.answer)
     found.offer(order, live_peak(problem, order, region)[0], inner.solver)
     _adopt(found, inner.bound, small)
-    _tighten(problem, region, found, Deadline(max(deadline.remaining(), tightening_s)))
+    _tighten(problem, region, found, deadline.at_least(tightening_s))
     return found.answer, found
 
 

@@ -54,6 +54,15 @@ class Deadline:
         """The earlier of this deadline and one ``limit_s`` seconds from now."""
         return Deadline(min(limit_s, self.remaining()))
 
+    def at_least(self, limit_s: float) -> Deadline:
+        """The later of this deadline and one ``limit_s`` seconds from now."""
+        return Deadline(max(limit_s, self.remaining()))
+
+    @classmethod
+    def before_last(cls, seconds: float, limit_s: float) -> Deadline:
+        """A deadline that leaves the last ``seconds`` of a limit, at most half of it, unused."""
+        return cls(limit_s - min(seconds, limit_s / 2))
+
     def share(self, fraction: float) -> Deadline:
         """A deadline after ``fraction`` of the remaining time."""
         remaining = self.remaining()

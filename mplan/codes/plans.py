@@ -116,7 +116,9 @@ CODES: dict[str, Code] = {
     ),
     "MP226": Code(
         "sizes beyond the range of the solvers",
-        "The sizes of the buffers add up to 2^60 bytes or more. Solvers count in 64-bit integers.",
+        "The sizes of the buffers, each rounded up to the multiple that all alignments have in common, "
+        "add up to 2^60 bytes or more above the highest fixed offset. "
+        "Solvers count in 64-bit integers.",
     ),
     "MP227": Code(
         "a solver failed",
